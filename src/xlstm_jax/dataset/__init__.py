@@ -1,0 +1,70 @@
+"""A multi-host data loader for training large language models in JAX.
+
+The documented interface is `xlstm_jax.dataset.grain_iterator`; everything public can be imported from here as well.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xlstm_jax.dataset.batch import LLMBatch, LLMIndexedBatch
+    from xlstm_jax.dataset.grain_iterator import (
+        make_grain_llm_dataset,
+        make_grain_llm_iterator,
+        make_grain_multihost_iterator,
+        shard_grain_dataset,
+    )
+    from xlstm_jax.dataset.multihost_dataloading import MultiHostDataLoadIterator
+    from xlstm_jax.dataset.position import PositionError
+    from xlstm_jax.dataset.sources import (
+        ArrayRecordSource,
+        HuggingFaceSource,
+        JsonLinesSource,
+        MemorySource,
+        ParquetSource,
+        TokenStore,
+        open_source,
+        write_token_store,
+    )
+    from xlstm_jax.dataset.tokenizer import Tokenize, Tokenizer
+
+__all__ = [
+    "ArrayRecordSource",
+    "HuggingFaceSource",
+    "JsonLinesSource",
+    "LLMBatch",
+    "LLMIndexedBatch",
+    "MemorySource",
+    "MultiHostDataLoadIterator",
+    "ParquetSource",
+    "PositionError",
+    "TokenStore",
+    "Tokenize",
+    "Tokenizer",
+    "make_grain_llm_dataset",
+    "make_grain_llm_iterator",
+    "make_grain_multihost_iterator",
+    "open_source",
+    "shard_grain_dataset",
+    "write_token_store",
+]
+
+_MODULES = {
+    "LLMBatch": "batch",
+    "LLMIndexedBatch": "batch",
+    "MultiHostDataLoadIterator": "multihost_dataloading",
+    "PositionError": "position",
+    "Tokenize": "tokenizer",
+    "Tokenizer": "tokenizer",
+    "make_grain_llm_dataset": "grain_iterator",
+    "make_grain_llm_iterator": "grain_iterator",
+    "make_grain_multihost_iterator": "grain_iterator",
+    "shard_grain_dataset": "grain_iterator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: worker processes that only read documents should not pay for what they never touch.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'sources')}"), name)

@@ -1,0 +1,153 @@
+"""Batches of Grain datasets that this library did not make.
+
+Anything that Grain can build may be loaded: its rows are stacked to batches and delivered as global arrays like our
+own. Order, mixing and state are then Grain's: each host reads what its own dataset yields, a position fits the same
+number of hosts (and of workers), hosts end when their own data ends, and Grain's mixing is per element, with weights
+rounded as Grain rounds them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from numpy.typing import NDArray
+
+from xlstm_jax.dataset.feed import HostBatch
+from xlstm_jax.dataset.global_arrays import BatchSharding
+from xlstm_jax.dataset.ramp_up import BatchSchedule
+
+__all__ = ["ForeignFeed"]
+
+
+class ForeignFeed:
+    """Batches of any `grain.IterDataset`s, whose elements are mappings from field to int32 array.
+
+    Args:
+        datasets: Datasets of rows of one length.
+        weights: Grain mixes by these.
+        schedule: Batch sizes, over all hosts.
+        sharding: Which rows this process needs.
+        dataset_lengths: Rows of one epoch of each dataset, over all hosts; decides how long a pass is.
+        fields: Fields that an element must have.
+        drop_remainder: Whether a last batch that is not full is left out; else it is padded with zeros.
+        worker_count: Worker processes of Grain's `mp_prefetch`; 0 for none.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[grain.IterDataset[Any]],
+        weights: Sequence[float],
+        *,
+        schedule: BatchSchedule,
+        sharding: BatchSharding,
+        dataset_lengths: Sequence[int],
+        fields: Sequence[str],
+        drop_remainder: bool,
+        worker_count: int,
+    ) -> None:
+        mixed = datasets[0] if len(datasets) == 1 else grain.IterDataset.mix(list(datasets), list(weights))
+        if worker_count:
+            if not flags.FLAGS.is_parsed():
+                # Grain reads its options through absl, which refuses to be read before it has parsed a command line.
+                flags.FLAGS.mark_as_parsed()
+            mixed = mixed.mp_prefetch(grain.MultiprocessingOptions(num_workers=worker_count))
+        self._dataset = mixed
+        self._schedule = schedule
+        self._sharding = sharding
+        self._rows = _pass_rows(dataset_lengths, weights)
+        self._fields = tuple(fields)
+        self._drop_remainder = drop_remainder
+        self._iterator = iter(mixed)
+        self._start_state = self._iterator.get_state()
+        self._state: dict[str, Any] = {"step": 0, "passes": 0, "grain": self._start_state}
+
+    def tasks(self) -> Iterator[Callable[[], HostBatch]]:
+        """See `Feed.tasks`."""
+        iterator = self._iterator
+        iterator.set_state(self._state["grain"])
+        step = self._state["step"]
+        while True:
+            size = self._schedule.batch_size(step)
+            wanted = size // self._sharding.host_count
+            rows = [row for _, row in zip(range(wanted), iterator, strict=False)]
+            if not rows or (len(rows) < wanted and self._drop_remainder):
+                return
+            step += 1
+            batch = HostBatch(size, self._stack(rows, wanted), {"step": step, "grain": iterator.get_state()})
+            yield lambda batch=batch: batch
+
+    def deliver(self, batch: HostBatch) -> None:
+        """See `Feed.deliver`."""
+        self._state = {**self._state, **batch.after}
+
+    def at_pass_end(self) -> bool:
+        """See `Feed.at_pass_end`."""
+        step, passes = self._state["step"], self._state["passes"]
+        # Where a batch is larger than a pass, it is one: no pass is empty.
+        begun = self._schedule.first_place(step) > passes * self._rows
+        return begun and self._schedule.first_place(step + 1) > (passes + 1) * self._rows
+
+    def end_pass(self) -> None:
+        """See `Feed.end_pass`."""
+        place = self._schedule.first_place(self._state["step"])
+        self._state = {**self._state, "passes": max(self._state["passes"] + 1, -(-place // self._rows))}
+
+    def restart(self) -> None:
+        """See `Feed.restart`."""
+        self._state = {"step": 0, "passes": 0, "grain": self._start_state}
+
+    def get_state(self) -> dict[str, Any]:
+        """See `Feed.get_state`; the part under "grain" is Grain's."""
+        return dict(self._state)
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """See `Feed.set_state`."""
+        if set(state) != {"step", "passes", "grain"}:
+            raise ValueError(f"This is no position of foreign Grain datasets: {sorted(state)}.")
+        self._state = dict(state)
+
+    def close(self) -> None:
+        """See `Feed.close`."""
+        self._iterator.close()
+
+    @property
+    def iterator_length(self) -> int:
+        """See `Feed.iterator_length`; from the given lengths."""
+        return max(1, self._schedule.whole_batches(self._rows))
+
+    def __repr__(self) -> str:
+        return repr(self._dataset)
+
+    def _stack(self, rows: list[Mapping[str, Any]], wanted: int) -> dict[str, NDArray[np.int32]]:
+        for row in rows:
+            missing = [field for field in self._fields if not isinstance(row, Mapping) or field not in row]
+            if missing:
+                found = sorted(row) if isinstance(row, Mapping) else type(row).__name__
+                raise ValueError(
+                    f"An element of the Grain dataset lacks {missing}; it has {found}. "
+                    "Map it to the fields of batch_class, or choose a batch_class with the fields it has."
+                )
+        return {field: self._stack_field(field, rows, wanted) for field in self._fields}
+
+    def _stack_field(self, field: str, rows: list[Mapping[str, Any]], wanted: int) -> NDArray[np.int32]:
+        try:
+            stacked = np.stack([np.asarray(row[field]) for row in rows])
+        except ValueError as error:
+            shapes = sorted({np.shape(row[field]) for row in rows})
+            raise ValueError(
+                f"Rows of one batch differ in the shape of {field!r}: {shapes}; pad them alike."
+            ) from error
+        if stacked.dtype.kind not in "iu":
+            raise TypeError(f"The field {field!r} holds {stacked.dtype} values; batches hold integers.")
+        padding = [(0, wanted - len(rows))] + [(0, 0)] * (stacked.ndim - 1)
+        return np.pad(stacked, padding).astype(np.int32, copy=False)
+
+
+def _pass_rows(lengths: Sequence[int], weights: Sequence[float]) -> int:
+    total = sum(Fraction(str(w)) for w in weights)
+    return int(
+        max(Fraction(length) * total / Fraction(str(w)) for length, w in zip(lengths, weights, strict=True) if w)
+    )

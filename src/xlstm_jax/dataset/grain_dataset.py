@@ -1,0 +1,134 @@
+"""A run as Grain datasets: `LLMDataset` is a `grain.IterDataset` of the rows of one host."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import grain
+import numpy as np
+from numpy.typing import NDArray
+
+from xlstm_jax.dataset.assembly import RowArrays, assemble
+from xlstm_jax.dataset.config import DatasetConfig
+from xlstm_jax.dataset.places import PlacedRun, Standing
+from xlstm_jax.dataset.position import Position
+from xlstm_jax.dataset.ramp_up import BatchSchedule
+from xlstm_jax.dataset.run import Progress, Run
+
+__all__ = ["LLMDataset", "cut_rows", "host_rows"]
+
+Row = Mapping[str, NDArray[np.int32]]
+
+
+class LLMDataset(grain.IterDataset[Row]):
+    """The rows of one host, one by one, in the order in which the loader puts them into batches.
+
+    Elements are dicts of int32 arrays of shape (max_target_length,), named like the fields of `LLMBatch`, and the
+    scalars `document_idx` and `sequence_idx`. The state of its iterators is plain JSON.
+    """
+
+    def __init__(self, config: DatasetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._slice = slice(0, None, 1)
+
+    def __iter__(self) -> "LLMDatasetIterator":
+        return LLMDatasetIterator(self.run, self._slice)
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"LLMDataset({config.name!r}, documents={len(config.source)}, max_target_length={config.row_length}, "
+            f"packing={config.rule!r}, {'planned' if config.planned else 'streamed'})"
+        )
+
+    def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
+        """Let this copy yield every `sl.step`-th row from `sl.start` on (called by Grain in its workers)."""
+        del sequential_slice  # Rows can only be dealt out in turn: their number need not be known.
+        self._slice = sl
+
+    @cached_property
+    def run(self) -> Run:
+        """The dataset as a run of its own."""
+        schedule = BatchSchedule.from_factors(self.config.batch_size, None)
+        return Run(datasets=(self.config,), weights=(1.0,), schedule=schedule)
+
+
+class LLMDatasetIterator(grain.DatasetIterator[Row]):
+    """Iterator of an `LLMDataset`."""
+
+    def __init__(self, run: Run, part: slice) -> None:
+        super().__init__()
+        self._run = run
+        self._config = run.datasets[0]
+        self._part = part
+        self._start(run, run.start(), 0)
+
+    def __next__(self) -> Row:
+        self._assert_not_closed()
+        while True:
+            while self._next >= len(self._filled):
+                self._next_batch()
+            row = self._filled[self._next]
+            number = self._passed + self._next
+            self._next += 1
+            if (number - self._part.start) % self._part.step == 0:
+                return self._element(row)
+
+    def get_state(self) -> dict[str, Any]:
+        """The position before the current batch, how many rows came before it, and the next row in it."""
+        return {"position": self._progress.position.to_json(), "passed": self._passed, "next": self._next}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        run, position = self._run.resume(Position.from_json(state["position"]))
+        self._start(run, position, int(state["passed"]))
+        if state["next"]:
+            self._next_batch()
+            self._next = int(state["next"])
+
+    def _start(self, run: Run, position: Position, passed: int) -> None:
+        lanes = run.lanes_of(self._config.host_index)
+        self._progress = Progress(run, position)
+        self._planner = run.plan_from(position, lanes, {self._config.name: self._config.reader.read})
+        self._after: Standing | None = None
+        self._passed = passed
+        self._filled: list[int] = []
+        self._next = 0
+
+    def _next_batch(self) -> None:
+        plan = self._planner.next_batch()
+        if not plan.rows:
+            raise StopIteration
+        if self._after is not None:
+            self._progress.deliver(self._after)
+        self._after = plan.after
+        config = self._config
+        start, stop = host_rows(plan.size, config.host_index, config.host_count)
+        runs = cut_rows(plan.runs, start, stop)
+        self._rows = assemble(runs, stop - start, [config.source], [config.row_format])
+        self._passed += len(self._filled)
+        self._filled = [row for at, run in runs for row in range(at, at + run.stop - run.start)]
+        self._next = 0
+
+    def _element(self, row: int) -> Row:
+        arrays = {field: array[row] for field, array in zip(RowArrays._fields, self._rows, strict=True)}
+        if self._config.apply_padding:
+            return arrays
+        length = int(np.count_nonzero(arrays["inputs_segmentation"]))
+        return {field: array[:length] if array.ndim else array for field, array in arrays.items()}
+
+
+def host_rows(size: int, host_index: int, host_count: int) -> tuple[int, int]:
+    """First and last + 1 row of a batch of `size` rows that a host holds."""
+    return size * host_index // host_count, size * (host_index + 1) // host_count
+
+
+def cut_rows(runs: tuple[PlacedRun, ...], start: int, stop: int) -> list[PlacedRun]:
+    """The runs of rows `start` to `stop` of a batch, placed from 0 on."""
+    cut = []
+    for at, run in runs:
+        low, high = max(at, start), min(at + run.stop - run.start, stop)
+        if low < high:
+            cut.append(PlacedRun(low - start, run._replace(start=run.start + low - at, stop=run.start + high - at)))
+    return cut

@@ -1,0 +1,109 @@
+"""What is costly to find out about data files (lengths, line offsets) is kept beside them, or in a cache folder.
+
+The cache folder is `$XLSTM_DATA_CACHE`, else `~/.cache/xlstm-data`. Files are named after a stamp of the data's content,
+so what was kept for data that has changed since is not found again; they appear whole or not at all, and may be deleted
+at any time.
+"""
+
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xlstm_jax.dataset.sources.base import read_only
+from xlstm_jax.dataset.sources.fingerprint import digest, sample_places
+
+__all__ = ["cache_folder", "cached_array", "stamp", "whole_file"]
+
+LOGGER = logging.getLogger(__name__)
+
+_SAMPLE_BYTES = 4096
+_SAMPLES_PER_FILE = 16
+_SAMPLES = 1024
+
+
+def cache_folder() -> Path:
+    """Folder for what cannot be kept beside the data; it need not exist yet."""
+    named = os.environ.get("XLSTM_DATA_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "xlstm-data"
+
+
+def stamp(paths: Sequence[Path], what: str) -> str:
+    """16 hex digits of the files' sizes and of samples of their bytes, first and last among them; and of `what`."""
+    samples = max(2, min(_SAMPLES_PER_FILE, _SAMPLES // len(paths)))
+    parts = [what.encode()]
+    for path in paths:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            parts.append(str(size).encode())
+            for place in sample_places(max(1, size - _SAMPLE_BYTES + 1), samples).tolist():
+                file.seek(place)
+                parts.append(file.read(_SAMPLE_BYTES))
+    return digest(*parts)
+
+
+def cached_array(paths: Sequence[Path], what: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    """A 1-D array of integers that was computed from data files: from the cache, or computed and kept.
+
+    Args:
+        paths: The data files. The array is kept beside the first, or in the cache folder where that cannot be written.
+        what: What the array holds, in a word; it stands in the name.
+        compute: Computes the array.
+
+    Returns:
+        The array, not writeable; usually a memory map.
+    """
+    identity = stamp(paths, what)
+    places = [paths[0].parent / f".{paths[0].name}.{what}-{identity}.npy", cache_folder() / f"{what}-{identity}.npy"]
+    for place in places:
+        kept = _load(place)
+        if kept is not None:
+            return kept
+    array = compute()
+    for place in places:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(place) as file:
+                np.save(file, array)
+        except OSError as error:
+            LOGGER.debug("Could not keep %s at %s: %s", what, place, error)
+        else:
+            return read_only(array)
+    LOGGER.warning(
+        "Could not keep the %s of %s, neither beside it nor in %s; they are computed at every start. "
+        "Set XLSTM_DATA_CACHE to a folder that can be written.",
+        what,
+        paths[0],
+        places[1].parent,
+    )
+    return read_only(array)
+
+
+def _load(path: Path) -> NDArray[Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        LOGGER.warning("%s is damaged (%s) and is made anew.", path, error)
+        return None
+    return read_only(np.asarray(array))
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that appears under its name only when it is complete; otherwise nothing is left."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with part.open("xb") as file:
+            yield file
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,136 @@
+"""Token stores: documents in a flat file of tokens, with an index beside it, read through memory maps."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xlstm_jax.dataset.sources.base import (
+    TokenBlock,
+    TokenSource,
+    begins_of,
+    checked_documents,
+    gather_block,
+    narrowed_ids,
+    read_only,
+)
+from xlstm_jax.dataset.sources.files import FileDocuments, PathLike, as_paths
+from xlstm_jax.dataset.sources.token_index import read_index
+
+__all__ = ["TokenStore", "store_files"]
+
+_INT32_BYTES = 4
+
+
+class TokenStore(TokenSource):
+    """A token store in Megatron-LM's format (see `token_index`), of one shard or several; planned.
+
+    A document is an entry of the index's document boundaries: all sequences between two boundaries, which is one
+    sequence in stores that this library writes. Tokens are never copied, except from stores of int64 or uint32, whose
+    ids are checked to fit int32 and narrowed. A pickled store is its paths, and opens its files again. Memory: the
+    token counts, 4 bytes a document.
+
+    Args:
+        path: A prefix, its `.idx` or `.bin`, or a folder whose stores are the shards, in the order of their names; or
+            several of these, in the order given.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is damaged, truncated, or does not fit the other; the message gives what was found.
+    """
+
+    def __init__(self, path: PathLike | Sequence[PathLike]) -> None:
+        self._files = [files for given in as_paths(path) for files in store_files(given)]
+        self._shards = [_Shard(index, data) for index, data in self._files]
+        self._documents = FileDocuments([len(shard.lengths) for shard in self._shards])
+
+    @cached_property
+    def lengths(self) -> NDArray[Any]:
+        """[documents] token counts: int32, or int64 where a document does not fit."""
+        if len(self._shards) == 1:
+            return self._shards[0].lengths
+        return read_only(np.concatenate([shard.lengths for shard in self._shards]))
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def fetch(self, documents: NDArray[np.int64]) -> list[TokenBlock]:
+        """See `PlannedSource.fetch`; one block for each shard that is touched."""
+        documents = checked_documents(documents, len(self))
+        return [self._shards[shard].fetch(which, local) for shard, which, local in self._documents.split(documents)]
+
+    def __reduce__(self) -> tuple[Callable[..., "TokenStore"], tuple[Any, ...]]:
+        return TokenStore, ([index for index, _ in self._files],)
+
+    def __repr__(self) -> str:
+        return f"TokenStore({len(self)} documents, {len(self._files)} shards from {self._files[0][0]})"
+
+
+def store_files(path: Path) -> list[tuple[Path, Path]]:
+    """The (index, data) files of the stores at a path: a prefix, one of its two files, or a folder of stores.
+
+    Raises:
+        FileNotFoundError: There is no store, or half of one.
+    """
+    if path.is_dir():
+        indexes = sorted(path.glob("*.idx"), key=lambda index: index.name)
+        if not indexes:
+            raise FileNotFoundError(f"The folder {path} holds no token store: there is no .idx file in it.")
+    elif path.suffix in (".idx", ".bin"):
+        indexes = [path.with_suffix(".idx")]
+    else:
+        indexes = [path.with_name(path.name + ".idx")]
+    pairs = [(index, index.with_suffix(".bin")) for index in indexes]
+    for index, data in pairs:
+        for file, other in ((index, data), (data, index)):
+            if not file.is_file():
+                state = "is there without it" if other.is_file() else "is missing too"
+                raise FileNotFoundError(f"There is no file {file}; a token store needs both, and {other.name} {state}.")
+    return pairs
+
+
+class _Shard:
+    """One index and its data."""
+
+    def __init__(self, index_path: Path, data_path: Path) -> None:
+        data_bytes = data_path.stat().st_size
+        index = read_index(index_path, data_bytes)
+        self._path = index_path
+        self._pointers = index.pointers
+        self._first_sequence = index.first_sequence
+        self.lengths = read_only(index.lengths)
+        # An empty file cannot be mapped. The plain array is faster to slice than np.memmap and keeps the map alive.
+        mapped = np.memmap(data_path, dtype=index.dtype, mode="r") if data_bytes else np.zeros(0, index.dtype)
+        self._tokens = read_only(np.asarray(mapped))
+
+    def fetch(self, which: NDArray[np.int64], documents: NDArray[np.int64]) -> TokenBlock:
+        if self._tokens.dtype.itemsize <= _INT32_BYTES and self._tokens.dtype != np.uint32:
+            return TokenBlock(self._tokens, which, self._begins(documents))
+        return gather_block(documents, which, lambda once: self.lengths[once], self._read_narrowed)
+
+    def _begins(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Place of each document's first token, checked: what reads there afterwards does not look at bounds."""
+        if len(self._pointers) == 0:
+            return np.zeros(len(documents), dtype=np.int64)
+        first = documents if self._first_sequence is None else self._first_sequence[documents]
+        # An empty document may be the last of all, after the last sequence.
+        pointers = self._pointers[np.minimum(first, len(self._pointers) - 1)].astype(np.int64)
+        begin = pointers // self._tokens.dtype.itemsize
+        lengths = self.lengths[documents]
+        wrong = (begin < 0) | (begin + lengths > len(self._tokens)) | (pointers % self._tokens.dtype.itemsize != 0)
+        if wrong.any():
+            place = int(np.argmax(wrong))
+            raise ValueError(
+                f"{self._path} is damaged: document {documents[place]} of {lengths[place]} tokens begins at byte "
+                f"{pointers[place]} of a .bin of {self._tokens.nbytes} bytes."
+            )
+        return begin
+
+    def _read_narrowed(self, documents: NDArray[np.int64]) -> NDArray[Any]:
+        lengths = self.lengths[documents].astype(np.int64)
+        shift = np.repeat(self._begins(documents) - begins_of(lengths), lengths)
+        tokens = self._tokens[np.arange(len(shift)) + shift]
+        return narrowed_ids(tokens, lengths, lambda n: f"Document {documents[n]} of {self._path}")

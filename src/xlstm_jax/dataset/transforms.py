@@ -1,0 +1,188 @@
+"""From elements of a source to documents: the `operations` of a dataset, applied chunk by chunk.
+
+A dataset's `operations` are Grain transforms (`grain.transforms.Map`, `RandomMap`, `Filter`, `MapWithIndex`), plain
+callables, or objects with a `map_batch` method, which get the whole chunk at once. What they yield must be a document:
+see `Documents.collect`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from numpy.typing import NDArray
+
+from xlstm_jax.dataset.order import keyed_hash
+
+__all__ = ["DocumentReader", "Documents", "check_operations"]
+
+TOKEN_FIELDS = ("inputs", "input_ids", "tokens")
+_INT32 = np.iinfo(np.int32)
+
+
+class Documents(NamedTuple):
+    """Documents of one chunk, end to end in flat arrays."""
+
+    index: NDArray[np.int64]
+    """[documents] place of each document in its source."""
+    lengths: NDArray[np.int64]
+    """[documents] token counts."""
+    tokens: NDArray[np.int32]
+    """[sum of lengths]"""
+    targets: NDArray[np.int32] | None
+    """[sum of lengths], where the documents name targets of their own; else None."""
+
+    @classmethod
+    def join(cls, parts: "Sequence[Documents]") -> "Documents":
+        """Chunks, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        targets = None
+        if any(part.targets is not None for part in parts):
+            targets = np.concatenate([part.tokens if part.targets is None else part.targets for part in parts])
+        return cls(
+            np.concatenate([part.index for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+            np.concatenate([part.tokens for part in parts]),
+            targets,
+        )
+
+    @classmethod
+    def collect(cls, index: Sequence[int], elements: Sequence[Any], name: str) -> "Documents":
+        """Check elements and lay them end to end.
+
+        An element is a 1-D sequence of integers within int32, or a mapping that holds one under "inputs" (with
+        "targets" of the same length beside it, if it has any), "input_ids" or "tokens".
+
+        Raises:
+            TypeError: An element is no document; the message names the dataset, the document and the cure.
+            ValueError: Token ids outside int32, more than one dimension, or inputs and targets of unequal length.
+        """
+        pairs = [_inputs_and_targets(element, name, i) for i, element in zip(index, elements, strict=True)]
+        inputs = [_tokens(tokens, name, i) for (tokens, _), i in zip(pairs, index, strict=True)]
+        lengths = np.array([len(tokens) for tokens in inputs], dtype=np.int64)
+        targets = None
+        if any(target is not None for _, target in pairs):
+            own = [
+                tokens if target is None else _tokens(target, name, i)
+                for tokens, (_, target), i in zip(inputs, pairs, index, strict=True)
+            ]
+            for i, tokens, target in zip(index, inputs, own, strict=True):
+                if len(tokens) != len(target):
+                    raise ValueError(
+                        f"Document {i} of dataset {name!r} has {len(tokens)} inputs and {len(target)} targets; "
+                        "both must have the same length."
+                    )
+            targets = _concatenate(own)
+        return cls(np.asarray(index, dtype=np.int64), lengths, _concatenate(inputs), targets)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DocumentReader:
+    """Reads documents of a source and applies the operations; can be pickled to worker processes.
+
+    Random operations are keyed by (seed, name, epoch, document, place of the operation), so that a document looks the
+    same however often, wherever and beside whatever it is read.
+    """
+
+    source: Any
+    operations: tuple[Any, ...]
+    name: str
+    seed: int
+
+    def read(self, epoch: int, index: NDArray[np.int64]) -> Documents:
+        """Read the documents at `index` ([k] places in the source); filters may leave fewer than k."""
+        kept = index.tolist()
+        elements = _read_elements(self.source, kept)
+        for place, operation in enumerate(self.operations):
+            kept, elements = self._apply(operation, place, epoch, kept, elements)
+        return Documents.collect(kept, elements, self.name)
+
+    def _apply(
+        self, operation: Any, place: int, epoch: int, index: list[int], elements: list[Any]
+    ) -> tuple[list[int], list[Any]]:
+        if hasattr(operation, "map_batch"):
+            mapped = list(operation.map_batch(elements))
+            if len(mapped) != len(elements):
+                raise ValueError(
+                    f"map_batch of {operation!r} got {len(elements)} elements and returned {len(mapped)}; "
+                    "it must return one for each. Drop elements with a grain.transforms.Filter."
+                )
+            return index, mapped
+        if isinstance(operation, grain.transforms.Filter):
+            pairs = [(i, e) for i, e in zip(index, elements, strict=True) if operation.filter(e)]
+            return [i for i, _ in pairs], [e for _, e in pairs]
+        if isinstance(operation, grain.transforms.RandomMap):
+            return index, [
+                operation.random_map(e, self._generator(place, epoch, i)) for i, e in zip(index, elements, strict=True)
+            ]
+        if isinstance(operation, grain.transforms.MapWithIndex):
+            return index, [operation.map_with_index(i, e) for i, e in zip(index, elements, strict=True)]
+        function = operation.map if hasattr(operation, "map") else operation
+        return index, [function(e) for e in elements]
+
+    def _generator(self, place: int, epoch: int, document: int) -> np.random.Generator:
+        return np.random.default_rng(keyed_hash("operation", self.seed, self.name, epoch, document, place))
+
+
+def check_operations(operations: Sequence[Any]) -> tuple[Any, ...]:
+    """Refuse what cannot be applied to documents one by one."""
+    kinds = (grain.transforms.Map, grain.transforms.RandomMap, grain.transforms.Filter, grain.transforms.MapWithIndex)
+    for operation in operations:
+        known = isinstance(operation, kinds) or hasattr(operation, "map_batch") or callable(operation)
+        if not known or isinstance(operation, (type, grain.transforms.Batch)):
+            raise TypeError(
+                f"operations contains {operation!r}, which is no operation on single documents; use instances of "
+                "grain.transforms.Map, RandomMap, MapWithIndex or Filter, a function, or an object with map_batch."
+            )
+    return tuple(operations)
+
+
+def _read_elements(source: Any, index: list[int]) -> list[Any]:
+    if hasattr(source, "__getitems__"):
+        return list(source.__getitems__(index))
+    return [source[i] for i in index]
+
+
+def _inputs_and_targets(element: Any, name: str, index: int) -> tuple[Any, Any]:
+    if not isinstance(element, Mapping):
+        return element, None
+    for field in TOKEN_FIELDS:
+        if field in element:
+            return element[field], element.get("targets")
+    raise TypeError(
+        f"Document {index} of dataset {name!r} is a mapping with the fields {sorted(element)}, and none of them holds "
+        f"tokens; name the field one of {', '.join(TOKEN_FIELDS)}, or add an operation that makes tokens of it."
+    )
+
+
+def _tokens(element: Any, name: str, index: int) -> NDArray[np.int32]:
+    if isinstance(element, (str, bytes)):
+        raise TypeError(
+            f"Document {index} of dataset {name!r} is text; add a Tokenize operation to `operations`, "
+            "or read a source of tokens."
+        )
+    try:
+        tokens = np.asarray(element)
+    except ValueError as error:
+        raise ValueError(f"Document {index} of dataset {name!r} is ragged; it must be 1-D.") from error
+    if tokens.ndim != 1:
+        raise ValueError(f"Document {index} of dataset {name!r} has shape {tokens.shape}; it must be 1-D.")
+    if tokens.size == 0:
+        return np.zeros(0, dtype=np.int32)
+    if tokens.dtype.kind not in "iu":
+        raise TypeError(
+            f"Document {index} of dataset {name!r} holds {tokens.dtype} values; token ids must be integers."
+        )
+    if tokens.dtype.itemsize >= _INT32.dtype.itemsize and tokens.dtype != np.int32:
+        low, high = tokens.min(), tokens.max()
+        if low < _INT32.min or high > _INT32.max:
+            raise ValueError(
+                f"Document {index} of dataset {name!r} holds token ids from {low} to {high}; they must fit int32."
+            )
+    return tokens.astype(np.int32, copy=False)
+
+
+def _concatenate(arrays: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int32)

@@ -1,0 +1,218 @@
+"""The windows of a lane: which documents are packed together, and into which rows.
+
+Planned windows come from lengths alone; streamed windows come from documents that have been read. Both use the same
+packing on the same order, so both give the same rows for the same documents.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xlstm_jax.dataset.order import Order, keyed_hash, shard_bounds
+from xlstm_jax.dataset.packing import PackedWindow, Packing, pack_window
+from xlstm_jax.dataset.transforms import Documents
+
+__all__ = ["LaneSlice", "PlannedWindows", "StreamedWindows", "Window", "Windows"]
+
+ReadDocuments = Callable[[int, NDArray[np.int64]], Documents]
+
+
+class Window(NamedTuple):
+    """A run of consecutive documents of one lane, packed into rows."""
+
+    epoch: int
+    first: int
+    """Place of the window's first document in the lane's slice."""
+    offset: int
+    """Tokens of the first document that earlier windows hold."""
+    packed: PackedWindow
+    source_index: NDArray[np.int64]
+    """[documents] place of each document in the source."""
+    lengths: NDArray[np.int64]
+    """[documents] token counts, before `long_documents` applies."""
+    content: Documents | None
+    """The documents themselves, where they had to be read to know their lengths."""
+    next_first: int
+    next_offset: int
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.packed.row_begin) - 1
+
+
+class Windows(Protocol):
+    """What a stream of rows reads from."""
+
+    def read(self, epoch: int, first: int, offset: int) -> Window | None:
+        """The window that starts at this document and token, or None at the end of the epoch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaneSlice:
+    """The slice of a dataset's order that one lane reads."""
+
+    order: Order
+    lane: int
+    num_shards: int
+    endless: bool
+    """Whether the lane runs through epoch after epoch; then no lane is left without documents."""
+
+    @property
+    def _shared(self) -> bool:
+        return self.endless and 0 < self.order.documents < self.num_shards
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """First and last + 1 place of the order that this lane reads."""
+        documents = self.order.documents
+        if self._shared:
+            return shard_bounds(documents, self.lane % documents, documents)
+        return shard_bounds(documents, self.lane, self.num_shards)
+
+    def __len__(self) -> int:
+        start, stop = self.bounds
+        return stop - start
+
+    def read(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        """Source indices of the lane's documents `start` to `stop` in this epoch."""
+        base = self.bounds[0]
+        return self.order.read(epoch, base + start, base + stop, self.lane if self._shared else None)
+
+    def window_key(self, epoch: int, first: int, offset: int) -> int:
+        """Key of the shuffles inside the window that starts here."""
+        return keyed_hash("window", self.order.seed, self.order.name, epoch, self.lane, first, offset)
+
+
+class PlannedWindows:
+    """Windows of documents whose lengths are known."""
+
+    def __init__(self, lane: LaneSlice, packing: Packing, lengths: NDArray[Any]) -> None:
+        self._lane = lane
+        self._packing = packing
+        self._lengths = lengths
+        self._ahead = _Ahead(0, 0, np.zeros(0, np.int64), np.zeros(0, np.int64))
+        self._guess = max(16, 2 * packing.rows)
+
+    def read(self, epoch: int, first: int, offset: int) -> Window | None:
+        """See `Windows.read`."""
+        size = len(self._lane)
+        if first >= size:
+            return None
+        key = self._lane.window_key(epoch, first, offset)
+        count = self._guess
+        while True:
+            ahead = self._look_ahead(epoch, first, min(size, first + count))
+            last = first + len(ahead.index) >= size
+            packed = pack_window(ahead.lengths, self._packing, last=last, offset=offset, key=key)
+            if packed is not None:
+                break
+            count = 2 * len(ahead.index)
+        used = packed.documents_used
+        self._guess = used + used // 8 + 16
+        touched = used + (packed.next_offset > 0)
+        return Window(
+            epoch,
+            first,
+            offset,
+            packed,
+            ahead.index[:touched],
+            ahead.lengths[:touched],
+            None,
+            first + used,
+            packed.next_offset,
+        )
+
+    def _look_ahead(self, epoch: int, first: int, stop: int) -> "_Ahead":
+        """Documents from `first` to at least `stop`; what is already known is not computed again."""
+        known = self._ahead
+        if known.epoch != epoch or not known.first <= first <= known.first + len(known.index):
+            known = _Ahead(epoch, first, known.index[:0], known.lengths[:0])
+        skip = first - known.first
+        index, lengths = known.index[skip:], known.lengths[skip:]
+        if first + len(index) < stop:
+            more = self._lane.read(epoch, first + len(index), stop)
+            index = np.concatenate([index, more])
+            lengths = np.concatenate([lengths, self._lengths[more].astype(np.int64, copy=False)])
+        self._ahead = _Ahead(epoch, first, index, lengths)
+        return self._ahead
+
+
+class _Ahead(NamedTuple):
+    epoch: int
+    first: int
+    index: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+
+class StreamedWindows:
+    """Windows of documents that must be read, and their operations applied, to know their lengths."""
+
+    def __init__(self, lane: LaneSlice, packing: Packing, read: ReadDocuments, chunk: int = 256) -> None:
+        self._lane = lane
+        self._packing = packing
+        self._read = read
+        self._chunk = chunk
+        self._chunks: dict[tuple[int, int], Documents] = {}
+
+    def read(self, epoch: int, first: int, offset: int) -> Window | None:
+        """See `Windows.read`."""
+        size = len(self._lane)
+        if first >= size:
+            return None
+        key = self._lane.window_key(epoch, first, offset)
+        stop = first
+        while True:
+            stop = min(size, (stop // self._chunk + 1) * self._chunk)
+            ahead = self._look_ahead(epoch, first, stop)
+            packed = pack_window(ahead.lengths, self._packing, last=stop >= size, offset=offset, key=key)
+            if packed is not None:
+                break
+        return self._window(epoch, first, offset, ahead, packed)
+
+    def _window(self, epoch: int, first: int, offset: int, ahead: Documents, packed: PackedWindow) -> Window:
+        used = packed.documents_used
+        touched = used + (packed.next_offset > 0)
+        tokens = int(ahead.lengths[:touched].sum())
+        content = Documents(
+            ahead.index[:touched],
+            ahead.lengths[:touched],
+            ahead.tokens[:tokens],
+            None if ahead.targets is None else ahead.targets[:tokens],
+        )
+        next_first = first + used
+        self._chunks = {at: chunk for at, chunk in self._chunks.items() if at[1] + self._chunk > next_first}
+        return Window(
+            epoch, first, offset, packed, content.index, content.lengths, content, next_first, packed.next_offset
+        )
+
+    def _look_ahead(self, epoch: int, first: int, stop: int) -> Documents:
+        """Documents `first` to `stop` of the lane's slice; a document that a filter dropped has length 0."""
+        parts = []
+        for at in range(first // self._chunk * self._chunk, stop, self._chunk):
+            end = min(at + self._chunk, len(self._lane))
+            if (epoch, at) not in self._chunks:
+                index = self._lane.read(epoch, at, end)
+                self._chunks[epoch, at] = _restore_dropped(index, self._read(epoch, index))
+            parts.append(_slice(self._chunks[epoch, at], max(first - at, 0)))
+        return Documents.join(parts)
+
+
+def _restore_dropped(index: NDArray[np.int64], kept: Documents) -> Documents:
+    """Give each document that a filter dropped the length 0, so that places in the slice stay what they are."""
+    if len(kept.index) == len(index):
+        return kept
+    lengths = np.zeros(len(index), dtype=np.int64)
+    lengths[np.isin(index, kept.index)] = kept.lengths
+    return Documents(index, lengths, kept.tokens, kept.targets)
+
+
+def _slice(documents: Documents, start: int) -> Documents:
+    if start == 0:
+        return documents
+    skip = int(documents.lengths[:start].sum())
+    targets = None if documents.targets is None else documents.targets[skip:]
+    return Documents(documents.index[start:], documents.lengths[start:], documents.tokens[skip:], targets)

@@ -1,0 +1,213 @@
+"""The laws of the design, as far as one process can show them: hosts are played one after the other."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loading import FIELDS, Job, Streamed, assert_same, draw, global_batches, make_documents, real_tokens, rows_of
+
+PACKINGS = [None, "best_fit", "first_fit", "concat_split"]
+
+
+def mixture(seed=0, counts=(40, 17, 9), longest=40):
+    documents, first = {}, 1
+    for number, count in enumerate(counts):
+        documents[f"d{number}"] = make_documents(seed + number, count, longest, first)
+        first += sum(map(len, documents[f"d{number}"]))
+    return documents
+
+
+@st.composite
+def jobs(draw_from, streamed=None):
+    seed = draw_from(st.integers(0, 1000))
+    counts = draw_from(st.lists(st.integers(1, 40), min_size=1, max_size=3))
+    datasets = mixture(seed, counts, draw_from(st.sampled_from([5, 16, 50])))
+    if streamed if streamed is not None else draw_from(st.booleans()):
+        datasets = {name: Streamed(documents) for name, documents in datasets.items()}
+        shards = draw_from(st.sampled_from([1, 2, 4]))
+    else:
+        shards = draw_from(st.sampled_from([1, 2, 3, 4, 8]))
+    return Job(
+        datasets,
+        batch=8,
+        shards=shards,
+        weights=draw_from(st.lists(st.integers(1, 5), min_size=len(counts), max_size=len(counts))),
+        num_epochs=draw_from(st.sampled_from([None, 1, 2])),
+        shuffle=draw_from(st.booleans()),
+        packing=draw_from(st.sampled_from(PACKINGS)),
+        bins=draw_from(st.sampled_from([1, 4, 16])),
+        factors=draw_from(st.sampled_from([None, {"2": 2, "5": 1.5 if shards in (1, 2, 4) else 3}])),
+        drop_remainder=draw_from(st.booleans()),
+        options={"shift_target": draw_from(st.booleans())},
+    )
+
+
+# --- Law 1: topology ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hosts", [2, 3, 4, 8])
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_planned_batches_are_the_same_on_any_number_of_hosts(hosts, packing):
+    job = Job(mixture(), batch=24, shards=3, packing=packing, weights=[3, 2, 1], factors={"2": 2})
+    one = global_batches(job, 6)
+    assert_same(one, global_batches(Job(**{**vars(job), "hosts": hosts}), 6))
+
+
+@pytest.mark.parametrize("hosts", [2, 3, 4, 8])
+def test_streamed_batches_are_the_same_on_any_number_of_hosts_that_divides_the_shards(hosts):
+    streamed = {name: Streamed(documents) for name, documents in mixture(counts=(60, 40)).items()}
+    job = Job(streamed, batch=24, shards=24, weights=[3, 2])
+    one = global_batches(job, 5)
+    assert_same(one, global_batches(Job(**{**vars(job), "hosts": hosts}), 5))
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_batches_do_not_depend_on_prefetching(prefetch):
+    job = Job(mixture(), weights=[3, 2, 1])
+    assert_same(draw(job.loader(), 12), draw(Job(**{**vars(job), "prefetch": prefetch}).loader(), 12))
+
+
+# --- Law 2: resume -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(job=jobs(), steps=st.integers(0, 9), prefetch=st.sampled_from([0, 2]))
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(job, steps, prefetch):
+    whole = draw(job.loader(), 14)
+    with Job(**{**vars(job), "prefetch": prefetch}).loader() as stopped:
+        head = draw(stopped, min(steps, len(whole)))
+        state = json.loads(json.dumps(stopped.get_state()))
+    with job.loader() as resumed:
+        resumed.set_state(state)
+        assert resumed.get_state() == state
+        assert_same(head + draw(resumed, 14 - len(head)), whole)
+
+
+@settings(max_examples=40)
+@given(
+    job=jobs(streamed=False),
+    steps=st.integers(1, 4),
+    batch=st.sampled_from([2, 6, 12, 24]),
+    hosts=st.sampled_from([1, 2]),
+)
+def test_rows_go_on_without_gap_or_repeat_on_other_hosts_with_another_batch_size(job, steps, batch, hosts):
+    job = Job(**{**vars(job), "factors": None, "drop_remainder": False, "num_epochs": 2})
+    whole = rows_of(global_batches(job))
+    whole += rows_of(global_batches(job, 1000, _state_after(job, None)))
+    state = _state_after(job, steps)
+    head = rows_of(draw(job.loader(), steps))
+    other = Job(**{**vars(job), "batch": batch * hosts, "hosts": hosts})
+    tail = rows_of(global_batches(other, 1000, state))
+    # Batches list their rows by lane, so that the order inside a batch depends on its size; what is in it does not.
+    assert sorted(head + tail) == sorted(whole)
+    for name in job.datasets:
+        assert _order_within(name, job, head + tail) == _order_within(name, job, whole)
+
+
+def _order_within(name, job, rows):
+    """Rows of one dataset in lane 0's order are checked by test_places; here: each row once."""
+    first, last = job.datasets[name][0][0], job.datasets[name][-1][-1]
+    tokens = [np.frombuffer(row[0], np.int32) for row in rows]
+    return sum(bool(((t >= first) & (t <= last)).any()) for t in tokens)
+
+
+def _state_after(job, steps):
+    with job.loader() as loader:
+        draw(loader, steps)
+        return loader.get_state()
+
+
+# --- Law 3: once -------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(job=jobs())
+def test_every_token_appears_exactly_once_in_an_epoch(job):
+    job = Job(**{**vars(job), "num_epochs": 1, "drop_remainder": False})
+    name = "inputs" if job.options["shift_target"] else "targets"
+    tokens = real_tokens(draw(job.loader()), name)
+    every = [
+        int(token)
+        for source in job.datasets.values()
+        for document in getattr(source, "documents", source)
+        for token in document
+    ]
+    assert sorted(tokens) == sorted(every)
+
+
+# --- Law 4: agreement --------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(job=jobs(), hosts=st.sampled_from([2, 4, 8]))
+def test_all_hosts_yield_the_same_number_of_batches_of_the_same_shapes(job, hosts):
+    streamed = any(isinstance(source, Streamed) for source in job.datasets.values())
+    job = Job(**{**vars(job), "hosts": hosts, "factors": None, "shards": 8 if streamed else job.shards})
+    batches = global_batches(job)
+    assert all(batch["inputs"].shape == (8, 16) for batch in batches)
+
+
+# --- Law 5: twins ------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(job=jobs(streamed=False))
+def test_planned_and_streamed_data_give_the_same_rows(job):
+    if job.shards not in (1, 2, 4, 8):
+        job = Job(**{**vars(job), "shards": 4, "factors": None})
+    streamed = {name: Streamed(documents) for name, documents in job.datasets.items()}
+    planned = draw(job.loader(), 6)
+    other = draw(Job(**{**vars(job), "datasets": streamed}).loader(), 6)
+    if job.num_epochs is None:
+        assert_same(planned, other)
+    else:
+        assert set(rows_of(planned)) <= set(
+            rows_of(draw(Job(**{**vars(job), "datasets": streamed, "drop_remainder": False}).loader(), 1000))
+        )
+
+
+# --- Law 7: purity -----------------------------------------------------------------------------------------------
+
+
+def test_nothing_that_a_caller_passed_in_is_changed():
+    documents = mixture()
+    before = {name: [document.copy() for document in source] for name, source in documents.items()}
+    weights, factors = [3, 2, 1], {"2": 2}
+    loader = Job(documents, weights=weights, factors=factors, num_epochs=2).loader()
+    draw(loader, 20)
+    for name, source in documents.items():
+        assert all(np.array_equal(a, b) for a, b in zip(source, before[name], strict=True))
+    assert (weights, factors) == ([3, 2, 1], {"2": 2})
+
+
+# --- Law 8: honest position --------------------------------------------------------------------------------------
+
+
+def test_a_position_of_a_hundred_datasets_is_smaller_than_10_kib():
+    job = Job(mixture(counts=(5,) * 100), batch=64, weights=list(range(1, 101)))
+    with job.loader() as loader:
+        draw(loader, 9)
+        assert len(json.dumps(loader.get_state())) < 10 * 1024
+
+
+def test_each_further_cursor_of_a_position_takes_at_most_24_bytes():
+    sizes = []
+    for shards in (1, 64):
+        with Job(mixture(counts=(900,)), batch=64, shards=shards).loader() as loader:
+            draw(loader, 3)
+            sizes.append(len(json.dumps(loader.get_state())))
+    assert sizes[1] - sizes[0] <= 24 * 63
+
+
+def test_the_position_is_that_of_the_last_delivered_batch_whatever_was_prefetched():
+    job = Job(mixture(), weights=[3, 2, 1])
+    with job.loader() as plain, Job(**{**vars(job), "prefetch": 5}).loader() as ahead:
+        draw(plain, 3)
+        draw(ahead, 3)
+        assert plain.get_state() == ahead.get_state()
+
+
+def test_fields_of_batches_are_those_of_the_batch_class():
+    assert FIELDS[:2] == ("inputs", "targets")
