@@ -13,6 +13,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def our_tokens_per_s(store: TokenStore, seconds: float) -> float:
         return float(rate * filled)
 
 
-def _rate(take, seconds: float) -> float:
+def _rate(take: Callable[[], int], seconds: float) -> float:
     start, tokens = time.perf_counter(), 0
     while (spent := time.perf_counter() - start) < seconds:
         tokens += take()
@@ -94,6 +95,7 @@ def _rate(take, seconds: float) -> float:
 
 
 def main() -> None:
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--documents", type=int, default=200_000)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of each measurement")

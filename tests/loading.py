@@ -1,4 +1,4 @@
-"""What tests of the loader share: documents, loaders whose hosts are played in this process, and readings of batches."""
+"""What tests of the loader share: documents, loaders whose hosts are played in this process, and what batches hold."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -18,7 +18,7 @@ def batch_class(request):
 
 
 def test_rows_offer_what_the_indexed_batch_holds():
-    assert ROW_FIELDS == RowArrays._fields
+    assert RowArrays._fields == ROW_FIELDS
 
 
 def test_a_batch_passes_through_jit_scan_and_device_put(batch_class):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from loading import FIELDS, Job, Streamed, assert_same, draw, global_batches, make_documents, real_tokens, rows_of
 
 PACKINGS = [None, "best_fit", "first_fit", "concat_split"]

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm_jax.dataset.kernels import kernel
 from xlstm_jax.dataset.packing import LongDocuments
 from xlstm_jax.dataset.places import PlacedRun
 from xlstm_jax.dataset.windows import Window
 
-__all__ = ["RowArrays", "RowFormat", "Shift", "assemble", "fill_rows_plain"]
+__all__ = ["Pieces", "RowArrays", "RowFormat", "Shift", "TokenArrays", "assemble", "fill_rows", "fill_rows_plain"]
 
 
 class Shift(IntEnum):
@@ -71,6 +71,17 @@ class RowArrays(NamedTuple):
         self.sequence_idx[start:stop] = -1
 
 
+class TokenArrays(NamedTuple):
+    """The first six of `RowArrays`, for the same rows."""
+
+    inputs: NDArray[np.int32]
+    targets: NDArray[np.int32]
+    inputs_position: NDArray[np.int32]
+    targets_position: NDArray[np.int32]
+    inputs_segmentation: NDArray[np.int32]
+    targets_segmentation: NDArray[np.int32]
+
+
 class Pieces(NamedTuple):
     """Pieces of documents for consecutive rows, and where their tokens lie."""
 
@@ -82,7 +93,7 @@ class Pieces(NamedTuple):
     """[pieces] place of the document's first token in that array."""
     start: NDArray[np.int64]
     """[pieces] first token of the piece, counted in the document."""
-    length: NDArray[np.int64]
+    length: NDArray[np.int32]
     """[pieces]"""
     document_length: NDArray[np.int64]
     """[pieces] tokens of the whole document."""
@@ -99,32 +110,31 @@ def assemble(runs: Sequence[PlacedRun], rows: int, sources: Sequence[Any], forma
     """
     out = RowArrays.empty(rows, formats[0].length)
     filled = 0
-    for at, (dataset, window, start, stop) in runs:
-        out.pad(filled, at)
-        _assemble_run(out, at, window, (start, stop), sources[dataset], formats[dataset])
-        filled = at + stop - start
+    for part in runs:
+        out.pad(filled, part.at)
+        _assemble_run(out, part, sources[part.run.dataset], formats[part.run.dataset])
+        filled = part.at + part.run.stop - part.run.start
     out.pad(filled, rows)
     return out
 
 
-def _assemble_run(
-    out: RowArrays, at: int, window: Window, rows: tuple[int, int], source: Any, row_format: RowFormat
-) -> None:
-    start, stop = rows
+def _assemble_run(out: RowArrays, part: PlacedRun, source: Any, row_format: RowFormat) -> None:
+    at, (_, window, start, stop) = part
     packed = window.packed
     first, last = packed.row_begin[start], packed.row_begin[stop]
     document = packed.document[first:last]
-    piece_start = packed.start[first:last].astype(np.int64)
-    piece_length = packed.length[first:last].astype(np.int64)
+    piece_start = packed.start[first:last]
     lengths = window.lengths[document]
     if row_format.long_documents == "truncate":
         lengths = np.minimum(lengths, row_format.length)
     index = window.source_index[document]
     blocks, block, begin = _locate(window, document, index, source)
-    pieces = Pieces(packed.row_begin[start : stop + 1] - first, block, begin, piece_start, piece_length, lengths)
+    row_begin = packed.row_begin[start : stop + 1] - first
+    pieces = Pieces(row_begin, block, begin, piece_start, packed.length[first:last], lengths)
+    rows = TokenArrays(*(array[at : at + stop - start] for array in out[:6]))
     for number, (tokens, targets) in enumerate(blocks):
-        _fill_rows(out[:6], at, pieces, number, tokens, targets, row_format)
-    heads = pieces.row_begin[:-1]
+        fill_rows(rows, pieces, number, tokens, targets, row_format)
+    heads = row_begin[:-1]
     out.document_idx[at : at + stop - start] = index[heads]
     out.sequence_idx[at : at + stop - start] = -(-piece_start[heads] // row_format.length)
 
@@ -148,147 +158,151 @@ def _locate(
     return blocks, block, begin
 
 
-def _fill_rows(
-    out: tuple[NDArray[np.int32], ...],
-    at: int,
-    pieces: Pieces,
-    number: int,
-    tokens: NDArray[Any],
-    targets: NDArray[Any],
-    row_format: RowFormat,
+def fill_rows(
+    out: TokenArrays, pieces: Pieces, number: int, tokens: NDArray[Any], targets: NDArray[Any], row_format: RowFormat
 ) -> None:
-    _fill_rows_kernel(
-        *out,
-        at,
-        pieces.row_begin,
-        pieces.block,
-        pieces.begin,
-        pieces.start,
-        pieces.length,
-        pieces.document_length,
-        number,
-        tokens,
-        targets,
-        int(row_format.shift),
-        row_format.eod_token_id,
-        row_format.infer_segments,
-    )
+    """What `fill_rows_plain` does, compiled."""
+    rule = _Rule(int(row_format.shift), row_format.eod_token_id, row_format.infer_segments)
+    _fill_rows(out, pieces, number, tokens, targets, rule)
 
 
 def fill_rows_plain(
-    out: tuple[NDArray[np.int32], ...],
-    at: int,
-    pieces: Pieces,
-    number: int,
-    tokens: NDArray[Any],
-    targets: NDArray[Any],
-    row_format: RowFormat,
+    out: TokenArrays, pieces: Pieces, number: int, tokens: NDArray[Any], targets: NDArray[Any], row_format: RowFormat
 ) -> None:
     """Write the pieces that lie in token array `number`, and the padding after them, position by position.
 
     Segments are numbered from 1 in each row, one a piece; positions count from 0 in each segment; padding is 0.
     """
-    inputs, labels, inputs_position, targets_position, inputs_segment, targets_segment = out
     for row in range(len(pieces.row_begin) - 1):
         column = 0
         for segment, p in enumerate(range(pieces.row_begin[row], pieces.row_begin[row + 1]), start=1):
             position = 0
             inferred = 0
             for token in range(pieces.start[p], pieces.start[p] + pieces.length[p]):
-                here = (at + row, column)
+                here = (row, column)
                 column += 1
                 if pieces.block[p] != number:
                     continue
                 place = pieces.begin[p] + token
-                ends = token + 1 == pieces.document_length[p]
-                if row_format.infer_segments and tokens[place] == row_format.eod_token_id:
-                    ends = True
+                separates = row_format.infer_segments and tokens[place] == row_format.eod_token_id
+                ends = separates or token + 1 == pieces.document_length[p]
                 has_target = row_format.shift != Shift.TARGETS or not ends
                 if row_format.shift == Shift.INPUTS:
-                    inputs[here] = row_format.eod_token_id if token == 0 else tokens[place - 1]
+                    out.inputs[here] = row_format.eod_token_id if token == 0 else tokens[place - 1]
                 else:
-                    inputs[here] = tokens[place]
+                    out.inputs[here] = tokens[place]
                 if row_format.shift == Shift.TARGETS:
-                    labels[here] = targets[place + 1] if has_target else 0
+                    out.targets[here] = targets[place + 1] if has_target else 0
                 else:
-                    labels[here] = targets[place]
-                inputs_position[here] = position
-                inputs_segment[here] = segment + inferred
-                targets_position[here] = position if has_target else 0
-                targets_segment[here] = segment + inferred if has_target else 0
+                    out.targets[here] = targets[place]
+                out.inputs_position[here] = position
+                out.inputs_segmentation[here] = segment + inferred
+                out.targets_position[here] = position if has_target else 0
+                out.targets_segmentation[here] = segment + inferred if has_target else 0
                 position += 1
-                if row_format.infer_segments and tokens[place] == row_format.eod_token_id:
+                if separates:
                     inferred += 1
                     position = 0
         for array in out:
-            array[at + row, column:] = 0
+            array[row, column:] = 0
 
 
-@numba.njit(cache=True, nogil=True)
-def _fill_rows_kernel(  # noqa: PLR0915 - one pass over the tokens; the twin above is its definition
-    inputs, labels, inputs_position, targets_position, inputs_segment, targets_segment, at,
-    row_begin, block, begin, start, length, document_length, number, tokens, targets, shift, eod, infer,
-):  # fmt: skip
-    row_length = inputs.shape[1]
-    for row in range(len(row_begin) - 1):
-        out = at + row
+class _Rule(NamedTuple):
+    """What the kernels need to know of a row format."""
+
+    shift: int
+    eod: int
+    infer: bool
+
+
+_TARGETS, _INPUTS = int(Shift.TARGETS), int(Shift.INPUTS)
+
+
+@kernel
+def _fill_rows(
+    out: TokenArrays, pieces: Pieces, number: int, tokens: NDArray[Any], targets: NDArray[Any], rule: _Rule
+) -> None:
+    """See `fill_rows_plain`."""
+    for row in range(len(pieces.row_begin) - 1):
         column = 0
-        for piece in range(row_begin[row], row_begin[row + 1]):
-            count = length[piece]
-            if block[piece] != number:
-                column += count
-                continue
-            segment = piece - row_begin[row] + 1
-            place = begin[piece] + start[piece]
-            continues = start[piece] + count < document_length[piece]
-            if shift == 1:
-                for i in range(count):
-                    inputs[out, column + i] = tokens[place + i]
-                for i in range(count - 1):
-                    labels[out, column + i] = targets[place + i + 1]
-                labels[out, column + count - 1] = targets[place + count] if continues else 0
-            elif shift == 2:
-                inputs[out, column] = tokens[place - 1] if start[piece] > 0 else eod
-                for i in range(1, count):
-                    inputs[out, column + i] = tokens[place + i - 1]
-                for i in range(count):
-                    labels[out, column + i] = targets[place + i]
-            else:
-                for i in range(count):
-                    inputs[out, column + i] = tokens[place + i]
-                    labels[out, column + i] = targets[place + i]
-            for i in range(count):
-                inputs_position[out, column + i] = i
-                targets_position[out, column + i] = i
-                inputs_segment[out, column + i] = segment
-                targets_segment[out, column + i] = segment
-            if shift == 1 and not continues:
-                targets_position[out, column + count - 1] = 0
-                targets_segment[out, column + count - 1] = 0
-            if infer:
-                inferred = 0
-                position = 0
-                for i in range(count):
-                    here = column + i
-                    inputs_position[out, here] = position
-                    inputs_segment[out, here] = segment + inferred
-                    ends = tokens[place + i] == eod
-                    if shift == 1 and (ends or (i == count - 1 and not continues)):
-                        labels[out, here] = 0
-                        targets_position[out, here] = 0
-                        targets_segment[out, here] = 0
-                    else:
-                        targets_position[out, here] = position
-                        targets_segment[out, here] = segment + inferred
-                    position += 1
-                    if ends:
-                        inferred += 1
-                        position = 0
+        for p in range(pieces.row_begin[row], pieces.row_begin[row + 1]):
+            count = pieces.length[p]
+            if pieces.block[p] == number:
+                first, end = pieces.begin[p] + pieces.start[p], column + count
+                continues = pieces.start[p] + count < pieces.document_length[p]
+                _shift_tokens(out.inputs[row, column:end], tokens, first, rule.shift == _INPUTS)
+                if rule.shift == _INPUTS and pieces.start[p] == 0:
+                    out.inputs[row, column] = rule.eod
+                _shift_targets(out.targets[row, column:end], targets, first, rule.shift == _TARGETS, continues)
+                _number(out, row, column, count, p - pieces.row_begin[row] + 1)
+                if rule.infer:
+                    _infer_segments(out, row, column, tokens[first : first + count], rule)
+                if rule.shift == _TARGETS and not continues:
+                    out.targets_position[row, end - 1] = 0
+                    out.targets_segmentation[row, end - 1] = 0
             column += count
-        for i in range(column, row_length):
-            inputs[out, i] = 0
-            labels[out, i] = 0
-            inputs_position[out, i] = 0
-            targets_position[out, i] = 0
-            inputs_segment[out, i] = 0
-            targets_segment[out, i] = 0
+        out.inputs[row, column:] = 0
+        out.targets[row, column:] = 0
+        out.inputs_position[row, column:] = 0
+        out.targets_position[row, column:] = 0
+        out.inputs_segmentation[row, column:] = 0
+        out.targets_segmentation[row, column:] = 0
+
+
+@kernel
+def _shift_tokens(inputs: NDArray[np.int32], tokens: NDArray[Any], first: int, shifted: bool) -> None:
+    """Copy a piece's tokens, or those one place before; what stands before the document is not read."""
+    if not shifted:
+        for i in range(len(inputs)):
+            inputs[i] = tokens[first + i]
+        return
+    for i in range(1, len(inputs)):
+        inputs[i] = tokens[first + i - 1]
+    inputs[0] = tokens[max(first - 1, 0)]
+
+
+@kernel
+def _shift_targets(
+    labels: NDArray[np.int32], targets: NDArray[Any], first: int, shifted: bool, continues: bool
+) -> None:
+    """Copy a piece's targets, or those one place behind; what stands behind the document is not read."""
+    if not shifted:
+        for i in range(len(labels)):
+            labels[i] = targets[first + i]
+        return
+    last = len(labels) - 1
+    for i in range(last):
+        labels[i] = targets[first + i + 1]
+    labels[last] = targets[first + last + 1] if continues else 0
+
+
+@kernel
+def _number(out: TokenArrays, row: int, column: int, count: int, segment: int) -> None:
+    """Write positions and segment of a piece."""
+    for i in range(count):
+        out.inputs_position[row, column + i] = i
+    for i in range(count):
+        out.targets_position[row, column + i] = i
+    out.inputs_segmentation[row, column : column + count] = segment
+    out.targets_segmentation[row, column : column + count] = segment
+
+
+@kernel
+def _infer_segments(out: TokenArrays, row: int, column: int, tokens: NDArray[Any], rule: _Rule) -> None:
+    """Number a piece anew, a segment ending with each end-of-document token."""
+    segment = out.inputs_segmentation[row, column]
+    position = 0
+    for i in range(len(tokens)):
+        here = column + i
+        ends = tokens[i] == rule.eod
+        out.inputs_position[row, here] = position
+        out.inputs_segmentation[row, here] = segment
+        masked = ends and rule.shift == _TARGETS
+        out.targets_position[row, here] = 0 if masked else position
+        out.targets_segmentation[row, here] = 0 if masked else segment
+        if masked:
+            out.targets[row, here] = 0
+        position += 1
+        if ends:
+            segment += 1
+            position = 0

@@ -8,6 +8,7 @@ rounded as Grain rounds them.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import grain
@@ -77,7 +78,7 @@ class ForeignFeed:
                 return
             step += 1
             batch = HostBatch(size, self._stack(rows, wanted), {"step": step, "grain": iterator.get_state()})
-            yield lambda batch=batch: batch
+            yield partial(_identity, batch)
 
     def deliver(self, batch: HostBatch) -> None:
         """See `Feed.deliver`."""
@@ -88,7 +89,7 @@ class ForeignFeed:
         step, passes = self._state["step"], self._state["passes"]
         # Where a batch is larger than a pass, it is one: no pass is empty.
         begun = self._schedule.first_place(step) > passes * self._rows
-        return begun and self._schedule.first_place(step + 1) > (passes + 1) * self._rows
+        return begun and bool(self._schedule.first_place(step + 1) > (passes + 1) * self._rows)
 
     def end_pass(self) -> None:
         """See `Feed.end_pass`."""
@@ -144,6 +145,10 @@ class ForeignFeed:
             raise TypeError(f"The field {field!r} holds {stacked.dtype} values; batches hold integers.")
         padding = [(0, wanted - len(rows))] + [(0, 0)] * (stacked.ndim - 1)
         return np.pad(stacked, padding).astype(np.int32, copy=False)
+
+
+def _identity(batch: HostBatch) -> HostBatch:
+    return batch
 
 
 def _pass_rows(lengths: Sequence[int], weights: Sequence[float]) -> int:

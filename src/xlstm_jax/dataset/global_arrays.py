@@ -30,7 +30,7 @@ class BatchSharding:
     @property
     def played(self) -> bool:
         """Whether hosts are played in one process: arrays then hold the rows of this host alone."""
-        return self.host_count > jax.process_count()
+        return bool(self.host_count > jax.process_count())
 
     @property
     def row_parts(self) -> int:

@@ -10,9 +10,9 @@ from typing import Any
 import grain
 from jax.sharding import Mesh, PartitionSpec
 
+from xlstm_jax.dataset.assembly import Shift
 from xlstm_jax.dataset.batch import LLMBatch, batch_fields
 from xlstm_jax.dataset.config import DatasetConfig
-from xlstm_jax.dataset.assembly import Shift
 from xlstm_jax.dataset.feed import Feed, RowFeed
 from xlstm_jax.dataset.foreign import ForeignFeed
 from xlstm_jax.dataset.global_arrays import BatchSharding

@@ -1,11 +1,11 @@
 """Mixtures: which dataset each row comes from.
 
-The sequence is earliest-deadline-first scheduling in integers. Row number n (from 0) may come from dataset d if d is
-not ahead of its share, `c_d * A < (n + 1) * w_d`, where c_d counts its rows so far, w_d is its weight and A the sum of
-all weights; of those, the one whose next row is due first, with the least `(c_d + 1) / w_d`, is taken (Liu and Layland,
-"Scheduling algorithms for multiprogramming in a hard-real-time environment", 1973; with release times as in the chairman
-assignment problem: Tijdeman, 1980). Then, after every row, every dataset has had its share to within one row, which
-rounding the cumulative shares, largest remainders and divisor methods do not give.
+The sequence is earliest-deadline-first scheduling in integers. Row n (from 0) may come from dataset d if d is not
+ahead of its share, `c_d * A < (n + 1) * w_d`, where c_d counts its rows so far, w_d is its weight and A the sum of
+all weights; of those, the one whose next row is due first, with the least `(c_d + 1) / w_d`, is taken (Liu and
+Layland, "Scheduling algorithms for multiprogramming in a hard-real-time environment", 1973; with release times as in
+Tijdeman, "The chairman assignment problem", 1980). Then, after every row, every dataset has had its share to within one
+row, which rounding the cumulative shares, largest remainders and divisor methods do not give.
 """
 
 from collections.abc import Sequence
@@ -127,7 +127,7 @@ def _less(a: int, b: int, c: int, d: int) -> bool:
     """Whether a * b < c * d, exactly."""
     left_high, left_low = _product(a, b)
     right_high, right_low = _product(c, d)
-    return left_high < right_high or (left_high == right_high and left_low < right_low)
+    return bool(left_high < right_high or (left_high == right_high and left_low < right_low))
 
 
 @kernel

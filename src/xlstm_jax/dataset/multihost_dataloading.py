@@ -1,21 +1,16 @@
 """The loader: batches of global arrays, prepared ahead of the step."""
 
-from __future__ import annotations
-
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any, Self
 
 from xlstm_jax.dataset.batch import batch_fields
+from xlstm_jax.dataset.feed import Feed, HostBatch
+from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.prefetch import Prefetcher
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from xlstm_jax.dataset.feed import Feed, HostBatch
-    from xlstm_jax.dataset.global_arrays import BatchSharding
 
 __all__ = ["MultiHostDataLoadIterator"]
 
@@ -69,7 +64,7 @@ class MultiHostDataLoadIterator:
     def __len__(self) -> int:
         return self.iterator_length
 
-    def __iter__(self) -> MultiHostDataLoadIterator:
+    def __iter__(self) -> Self:
         self._refuse_if_closed()
         if self.reset_after_epoch and not self._at_start:
             self._stop()
@@ -118,7 +113,7 @@ class MultiHostDataLoadIterator:
         self._stop()
         self._finalizer()
 
-    def __enter__(self) -> MultiHostDataLoadIterator:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

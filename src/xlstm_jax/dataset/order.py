@@ -12,13 +12,12 @@ Positions of runs refer to these orders: a change here that alters a result make
 import functools
 import hashlib
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from xlstm_jax.dataset.kernels import kernel
 
 __all__ = [
     "Order",
@@ -32,9 +31,6 @@ __all__ = [
     "windowed_permutation_plain",
 ]
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 SORTED_BELOW = 1 << 16
 """Sizes below this are permuted by a sort; the halves of a Feistel network would be small enough to show."""
 KEPT_FROM = 1 << 9
@@ -45,19 +41,12 @@ CHUNK = 1 << 10
 """Indices that are permuted together; small enough to stay in the first cache."""
 
 _MASK = (1 << 64) - 1
-# Numba turns uint64 with a Python integer into float64, so that kernels take every constant as uint64.
 _GAMMA, _MULTIPLY_1, _MULTIPLY_2 = (
     np.uint64(0x9E3779B97F4A7C15),
     np.uint64(0xBF58476D1CE4E5B9),
     np.uint64(0x94D049BB133111EB),
 )
 _SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
-
-
-def _kernel(function: Callable[P, T]) -> Callable[P, T]:
-    """`function` compiled; it keeps its type, which the decorator of Numba would drop."""
-    compiled: Callable[P, T] = numba.njit(cache=True, nogil=True)(function)
-    return compiled
 
 
 def keyed_hash(*parts: str | int) -> int:
@@ -99,7 +88,7 @@ def shard_bounds(size: int, index: int, count: int) -> tuple[int, int]:
     return start, start + each + (index < longer)
 
 
-@_kernel
+@kernel
 def splitmix64(state: np.uint64) -> np.uint64:
     """The output of SplitMix64 in this state (uint64): a bijection of 64 bits that mixes well.
 
@@ -176,13 +165,13 @@ def _kept_sort(size: int, key: int) -> NDArray[np.uint16]:
     return _sort(size, key).astype(np.uint16)
 
 
-@_kernel
+@kernel
 def _hash_indices(key: np.uint64, out: NDArray[np.uint64]) -> None:
     for i in range(len(out)):
         out[i] = splitmix64(key + splitmix64(np.uint64(i)))
 
 
-@_kernel
+@kernel
 def _walk(size: int, bits: int, key: np.uint64, start: int, out: NDArray[np.int64]) -> None:
     """Writes what stands at positions `start` and on; see `keyed_permutation_plain`.
 
@@ -209,7 +198,7 @@ def _walk(size: int, bits: int, key: np.uint64, start: int, out: NDArray[np.int6
             count = beyond
 
 
-@_kernel
+@kernel
 def _encrypt(values: NDArray[np.uint64], bits: int, keys: NDArray[np.uint64]) -> None:
     """Takes values of so many bits through the Feistel network, in place."""
     low_bits, high_bits = np.uint64(bits // 2), np.uint64(bits - bits // 2)
@@ -278,7 +267,8 @@ def _permute_blocks(size: int, block: int, key: int, positions: NDArray[np.int64
     )
     if first <= short_slot <= last:
         blocks = np.insert(blocks, short_slot - first, whole)
-    return blocks[slot - first] * block + within
+    found: NDArray[np.int64] = blocks[slot - first] * block + within
+    return found
 
 
 def _block_size(window: int) -> int:

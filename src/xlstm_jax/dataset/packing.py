@@ -307,7 +307,7 @@ def _lowest_bit(word: np.uint64) -> int:
     ones = ones - ((ones >> _BY_1) & _PAIRS)
     ones = (ones & _NIBBLES) + ((ones >> _BY_2) & _NIBBLES)
     ones = (ones + (ones >> _BY_4)) & _BYTES
-    return np.int64((ones * _SUM) >> _BY_56)
+    return int((ones * _SUM) >> _BY_56)
 
 
 @kernel
@@ -336,7 +336,7 @@ def _by_decreasing_length(lengths: NDArray[np.int64], documents: int, row_length
     for d in range(documents):
         # Bin of length l is row_length - l, shifted by one, so that sums become begins.
         begin[row_length - lengths[d] % row_length] += 1
-    count = documents - begin[row_length]
+    count = documents - int(begin[row_length])
     total = 0
     for i in range(row_length + 1):
         here = begin[i]

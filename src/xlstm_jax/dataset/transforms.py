@@ -24,7 +24,7 @@ _INT32 = np.iinfo(np.int32)
 class Documents(NamedTuple):
     """Documents of one chunk, end to end in flat arrays."""
 
-    index: NDArray[np.int64]
+    source_index: NDArray[np.int64]
     """[documents] place of each document in its source."""
     lengths: NDArray[np.int64]
     """[documents] token counts."""
@@ -42,7 +42,7 @@ class Documents(NamedTuple):
         if any(part.targets is not None for part in parts):
             targets = np.concatenate([part.tokens if part.targets is None else part.targets for part in parts])
         return cls(
-            np.concatenate([part.index for part in parts]),
+            np.concatenate([part.source_index for part in parts]),
             np.concatenate([part.lengths for part in parts]),
             np.concatenate([part.tokens for part in parts]),
             targets,

@@ -106,11 +106,11 @@ class PlannedWindows:
         count = self._guess
         while True:
             ahead = self._look_ahead(epoch, first, min(size, first + count))
-            last = first + len(ahead.index) >= size
+            last = first + len(ahead.source_index) >= size
             packed = pack_window(ahead.lengths, self._packing, last=last, offset=offset, key=key)
             if packed is not None:
                 break
-            count = 2 * len(ahead.index)
+            count = 2 * len(ahead.source_index)
         used = packed.documents_used
         self._guess = used + used // 8 + 16
         touched = used + (packed.next_offset > 0)
@@ -119,7 +119,7 @@ class PlannedWindows:
             first,
             offset,
             packed,
-            ahead.index[:touched],
+            ahead.source_index[:touched],
             ahead.lengths[:touched],
             None,
             first + used,
@@ -129,10 +129,10 @@ class PlannedWindows:
     def _look_ahead(self, epoch: int, first: int, stop: int) -> "_Ahead":
         """Documents from `first` to at least `stop`; what is already known is not computed again."""
         known = self._ahead
-        if known.epoch != epoch or not known.first <= first <= known.first + len(known.index):
-            known = _Ahead(epoch, first, known.index[:0], known.lengths[:0])
+        if known.epoch != epoch or not known.first <= first <= known.first + len(known.source_index):
+            known = _Ahead(epoch, first, known.source_index[:0], known.lengths[:0])
         skip = first - known.first
-        index, lengths = known.index[skip:], known.lengths[skip:]
+        index, lengths = known.source_index[skip:], known.lengths[skip:]
         if first + len(index) < stop:
             more = self._lane.read(epoch, first + len(index), stop)
             index = np.concatenate([index, more])
@@ -144,7 +144,7 @@ class PlannedWindows:
 class _Ahead(NamedTuple):
     epoch: int
     first: int
-    index: NDArray[np.int64]
+    source_index: NDArray[np.int64]
     lengths: NDArray[np.int64]
 
 
@@ -178,7 +178,7 @@ class StreamedWindows:
         touched = used + (packed.next_offset > 0)
         tokens = int(ahead.lengths[:touched].sum())
         content = Documents(
-            ahead.index[:touched],
+            ahead.source_index[:touched],
             ahead.lengths[:touched],
             ahead.tokens[:tokens],
             None if ahead.targets is None else ahead.targets[:tokens],
@@ -186,7 +186,7 @@ class StreamedWindows:
         next_first = first + used
         self._chunks = {at: chunk for at, chunk in self._chunks.items() if at[1] + self._chunk > next_first}
         return Window(
-            epoch, first, offset, packed, content.index, content.lengths, content, next_first, packed.next_offset
+            epoch, first, offset, packed, content.source_index, content.lengths, content, next_first, packed.next_offset
         )
 
     def _look_ahead(self, epoch: int, first: int, stop: int) -> Documents:
@@ -203,10 +203,10 @@ class StreamedWindows:
 
 def _restore_dropped(index: NDArray[np.int64], kept: Documents) -> Documents:
     """Give each document that a filter dropped the length 0, so that places in the slice stay what they are."""
-    if len(kept.index) == len(index):
+    if len(kept.source_index) == len(index):
         return kept
     lengths = np.zeros(len(index), dtype=np.int64)
-    lengths[np.isin(index, kept.index)] = kept.lengths
+    lengths[np.isin(index, kept.source_index)] = kept.lengths
     return Documents(index, lengths, kept.tokens, kept.targets)
 
 
@@ -215,4 +215,4 @@ def _slice(documents: Documents, start: int) -> Documents:
         return documents
     skip = int(documents.lengths[:start].sum())
     targets = None if documents.targets is None else documents.targets[skip:]
-    return Documents(documents.index[start:], documents.lengths[start:], documents.tokens[skip:], targets)
+    return Documents(documents.source_index[start:], documents.lengths[start:], documents.tokens[skip:], targets)

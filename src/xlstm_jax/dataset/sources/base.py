@@ -183,9 +183,7 @@ def checked_documents(indices: Sequence[int] | NDArray[Any], count: int) -> NDAr
     return documents.astype(np.int64, copy=False)
 
 
-def narrowed_ids(
-    tokens: NDArray[Any], lengths: NDArray[Any], describe: Callable[[int], str]
-) -> NDArray[Any]:
+def narrowed_ids(tokens: NDArray[Any], lengths: NDArray[Any], describe: Callable[[int], str]) -> NDArray[Any]:
     """Token ids in a dtype of at most 32 bits; only what does not fit by its dtype is looked at.
 
     Args:

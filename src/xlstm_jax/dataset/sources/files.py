@@ -57,9 +57,7 @@ class FileDocuments:
         file = int(np.searchsorted(self._bounds, document, side="right")) - 1
         return file, document - int(self._bounds[file])
 
-    def split(
-        self, documents: NDArray[np.int64]
-    ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+    def split(self, documents: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
         """For each file that holds some of the documents: its number, their positions in the request, their places."""
         if len(self._bounds) == 2:
             if len(documents):

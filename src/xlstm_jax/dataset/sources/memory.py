@@ -82,9 +82,7 @@ def _as_ids(document: Any, place: int) -> NDArray[Any]:
         except OverflowError as error:
             raise ValueError(f"Document {place} holds a token id beyond 64 bits; ids must fit int32.") from error
     else:
-        raise TypeError(
-            f"Document {place} is a {type(document).__name__}; pass a 1-D array or a sequence of integers."
-        )
+        raise TypeError(f"Document {place} is a {type(document).__name__}; pass a 1-D array or a sequence of integers.")
     if array.ndim != 1:
         raise ValueError(f"Document {place} has shape {array.shape}; make it 1-D, one array for each document.")
     if array.size and array.dtype.kind not in "iu":

@@ -1,0 +1,110 @@
+"""The position of a loader as one item of an Orbax checkpoint, next to the model.
+
+One `CheckpointManager` saves both, in one step directory that appears whole or not at all:
+
+    manager.save(step, args=ocp.args.Composite(
+        model=ocp.args.StandardSave(parameters), data=PositionSave(loader)))
+    manager.restore(step, args=ocp.args.Composite(
+        model=ocp.args.StandardRestore(parameters), data=PositionRestore(loader)))
+
+Whatever the number of processes, the item is one small JSON file, written by the primary process: a position says
+nothing of the cluster, so it restores on any other. Needs the extra `checkpoint`; without Orbax, `get_state` and
+`set_state` of the loader are all that is needed.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from xlstm_jax.dataset.sources.extras import require
+
+require("orbax.checkpoint", "checkpoint")
+import orbax.checkpoint as ocp  # noqa: E402 - what names the extra comes first
+
+__all__ = ["PositionHandler", "PositionRestore", "PositionSave"]
+
+FILE_NAME = "position.json"
+
+
+class Resumable(Protocol):
+    """What has a position: our loader, or anything whose state is JSON."""
+
+    def get_state(self) -> Mapping[str, Any]:
+        """The position, as JSON."""
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved position."""
+
+
+class PositionHandler(ocp.AsyncCheckpointHandler):  # type: ignore[misc]  # Orbax is optional, so mypy sees no types.
+    """Saves and restores positions; Orbax finds it by the type of the arguments."""
+
+    def __init__(self, *, multiprocessing_options: Any = None) -> None:
+        options = {} if multiprocessing_options is None else {"multiprocessing_options": multiprocessing_options}
+        self._json = ocp.JsonCheckpointHandler(FILE_NAME, **options)
+
+    async def async_save(self, directory: Any, args: "PositionSave") -> Any:
+        """Write the position that `args` holds, in the background; the primary process alone writes."""
+        return await self._json.async_save(directory, args=ocp.args.JsonSave(args.state))
+
+    def save(self, directory: Any, args: "PositionSave") -> None:
+        """Write the position that `args` holds."""
+        self._json.save(directory, args=ocp.args.JsonSave(args.state))
+
+    def restore(self, directory: Any, args: "PositionRestore | None" = None) -> dict[str, Any]:
+        """Read the position and, where `args` names a loader, let that go on from it.
+
+        Returns:
+            The position, as JSON.
+
+        Raises:
+            FileNotFoundError: The directory holds no position.
+            PositionError: The position is one of other data or settings; the message names every field that differs.
+        """
+        state: dict[str, Any] = self._json.restore(directory)
+        if args is not None and args.loader is not None:
+            args.loader.set_state(state)
+        return state
+
+
+@ocp.args.register_with_handler(PositionHandler, for_save=True)
+@dataclass  # Not frozen, as Orbax's own base is not.
+class PositionSave(ocp.args.CheckpointArgs):  # type: ignore[misc]  # As above.
+    """Save the position of a loader.
+
+    The position is taken here, when the arguments are made, so training may go on while Orbax writes. With streamed
+    data on several processes that is a collective: every process makes these arguments, as every process calls
+    `CheckpointManager.save`.
+
+    Args:
+        item: The loader, or a state that its `get_state` returned.
+
+    Raises:
+        TypeError: `item` is neither, or its state is no JSON.
+    """
+
+    item: Resumable | Mapping[str, Any]
+    state: Mapping[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Take the position now, as a copy that nobody else can change."""
+        if isinstance(self.item, Mapping):
+            state = self.item
+        elif hasattr(self.item, "get_state"):
+            state = self.item.get_state()
+        else:
+            raise TypeError(f"PositionSave takes a loader or its saved state, got {type(self.item).__name__}.")
+        self.state = json.loads(json.dumps(state))
+
+
+@ocp.args.register_with_handler(PositionHandler, for_restore=True)
+@dataclass  # Not frozen, as Orbax's own base is not.
+class PositionRestore(ocp.args.CheckpointArgs):  # type: ignore[misc]  # As above.
+    """Restore a position.
+
+    Args:
+        loader: What goes on from the position; None only reads it.
+    """
+
+    loader: Resumable | None = None

@@ -1,0 +1,47 @@
+"""Shards as ArrayRecord files: a document is a record of its tokens."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xlstm_jax.dataset.sources.extras import require
+
+__all__ = ["ArrayRecordShardWriter"]
+
+
+class ArrayRecordShardWriter:
+    """Writes one ArrayRecord file of tokens (int32 bytes, little-endian, one record a document), whole or not at all.
+
+    Args:
+        prefix: Where the file is to lie, without its suffix.
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        self._path = prefix.with_name(prefix.name + ".array_record")
+        self._part = prefix.with_name(f".{prefix.name}.array_record.part")
+
+    def __enter__(self) -> Self:
+        module = require("array_record.python.array_record_module", "array_record")
+        # Records on their own: they are read in random order.
+        self._writer = module.ArrayRecordWriter(str(self._part), "group_size:1")
+        return self
+
+    def add_many(self, flat_tokens: NDArray[Any], lengths: NDArray[np.int64]) -> None:
+        """Append documents that lie end to end."""
+        content = np.ascontiguousarray(flat_tokens, dtype="<i4").tobytes()
+        begin = 0
+        for size in (4 * lengths).tolist():
+            self._writer.write(content[begin : begin + size])
+            begin += size
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+        if kind is None:
+            self._part.replace(self._path)
+        else:
+            self._part.unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""Lines and bytes of files that may be compressed; a file that ends early is an error, in every compression."""
+
+import io
+import zlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO, cast
+
+from xlstm_jax.dataset.sources.extras import require
+from xlstm_jax.prepare.storage import open_file
+
+__all__ = ["DamagedError", "open_decompressed"]
+
+_READ_BYTES = 1 << 18
+_BUFFER_BYTES = 1 << 20
+
+
+class DamagedError(Exception):
+    """A compressed file is no such file, or ends early."""
+
+
+def open_decompressed(
+    path: str, compression: str | None, options: Mapping[str, Any]
+) -> AbstractContextManager[io.BufferedReader]:
+    """Open a file for reading what was compressed; reading raises `DamagedError` where that is not possible.
+
+    Args:
+        path: Local path or URL.
+        compression: "gz", "zst", or None.
+        options: For fsspec.
+    """
+    opened = open_file(path, options)
+    if compression == "gz":
+        return io.BufferedReader(_Decompressed(opened, _Gzip()), _BUFFER_BYTES)
+    if compression == "zst":
+        return io.BufferedReader(_Decompressed(opened, _Zstandard()), _BUFFER_BYTES)
+    if isinstance(opened, io.BufferedReader):
+        return opened
+    return io.BufferedReader(cast("io.RawIOBase", opened), _BUFFER_BYTES)
+
+
+class _Gzip:
+    """One gzip stream after the other."""
+
+    error: type[Exception] = zlib.error
+
+    def start(self) -> Any:
+        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+
+
+class _Zstandard:
+    """One Zstandard frame after the other."""
+
+    def __init__(self) -> None:
+        self._module = require("zstandard", "zstd")
+        self.error: type[Exception] = self._module.ZstdError
+
+    def start(self) -> Any:
+        return self._module.ZstdDecompressor().decompressobj()
+
+
+class _Decompressed(io.RawIOBase):
+    def __init__(self, opened: BinaryIO, codec: _Gzip | _Zstandard) -> None:
+        self._opened = opened
+        self._codec = codec
+        self._stream: Any = None
+        self._compressed = b""
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            if not self._compressed:
+                self._compressed = self._opened.read(_READ_BYTES)
+            if not self._compressed:
+                if self._stream is not None:
+                    raise DamagedError("The compressed file ends early.")
+                return 0
+            self._advance()
+        size = min(len(buffer), len(self._ready))
+        buffer[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size
+
+    def _advance(self) -> None:
+        if self._stream is None:
+            # Tapes and block devices fill up with zeros after the end.
+            self._compressed = self._compressed.lstrip(b"\0")
+            if not self._compressed:
+                return
+            self._stream = self._codec.start()
+        try:
+            self._ready = memoryview(self._stream.decompress(self._compressed))
+        except self._codec.error as error:
+            raise DamagedError(f"The compressed file is damaged: {error}") from error
+        self._compressed = b""
+        if self._stream.eof:
+            self._compressed, self._stream = self._stream.unused_data, None
+
+    def close(self) -> None:
+        self._opened.close()
+        super().close()

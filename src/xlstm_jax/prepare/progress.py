@@ -1,0 +1,105 @@
+"""How far a preparation has come, for a person at a terminal or as plain lines."""
+
+import importlib.util
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from xlstm_jax.prepare.worker import TaskDone
+
+__all__ = ["Progress", "Watch", "log_lines", "terminal"]
+
+LOGGER = logging.getLogger(__name__)
+
+_LOG_EVERY_S = 10.0
+
+
+@dataclass(kw_only=True, slots=True)
+class Progress:
+    """What is done so far."""
+
+    total_bytes: int
+    """Of all input files."""
+    tasks: int = 0
+    """Tasks planned so far."""
+    resumed_bytes: int = 0
+    """Of what was done before this start."""
+    read_bytes: int = 0
+    """Of what was done since."""
+    documents: int = 0
+    tokens: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Records left out, by worker."""
+    workers: Counter[str] = field(default_factory=Counter)
+    """Tasks done, by worker."""
+    begun: float = field(default_factory=time.monotonic)
+
+    def add(self, done: TaskDone) -> None:
+        """Count a task that is done."""
+        self.read_bytes += done.input_bytes
+        self.documents += done.documents
+        self.tokens += done.tokens
+        self.workers[done.worker] += 1
+        if done.skipped:
+            self.skipped[done.worker] += done.skipped
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Since this start."""
+        return self.read_bytes / max(1e-9, time.monotonic() - self.begun)
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimated from what was done since this start."""
+        left = max(0, self.total_bytes - self.resumed_bytes - self.read_bytes)
+        return left / self.bytes_per_s if self.read_bytes else float("inf")
+
+    def __str__(self) -> str:
+        share = (self.resumed_bytes + self.read_bytes) / max(1, self.total_bytes)
+        left = self.seconds_left
+        time_left = "" if left == float("inf") else f", {left:.0f} s left"
+        skipped = "".join(f", {count} skipped by {worker}" for worker, count in self.skipped.items())
+        return (
+            f"{share:.1%}, {self.documents} documents, {self.tokens} tokens, {self.bytes_per_s / 1e6:.1f} MB/s on "
+            f"{len(self.workers)} workers{time_left}{skipped}"
+        )
+
+
+Watch = Callable[[Progress], None]
+
+
+def log_lines() -> Watch:
+    """Logs a line every ten seconds."""
+    logged = time.monotonic()
+
+    def watch(progress: Progress) -> None:
+        nonlocal logged
+        if time.monotonic() - logged >= _LOG_EVERY_S:
+            logged = time.monotonic()
+            LOGGER.info("%s", progress)
+
+    return watch
+
+
+@contextmanager
+def terminal() -> Iterator[Watch]:
+    """A bar where there is a terminal and `rich`; else lines in the log."""
+    if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
+        yield log_lines()
+        return
+    from rich.console import Console  # noqa: PLC0415 - optional
+    from rich.progress import BarColumn, TextColumn  # noqa: PLC0415
+    from rich.progress import Progress as Bars  # noqa: PLC0415
+
+    with Bars(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("starting", total=None)
+
+        def watch(progress: Progress) -> None:
+            done = progress.resumed_bytes + progress.read_bytes
+            bars.update(bar, completed=done, total=progress.total_bytes, description=str(progress))
+
+        yield watch

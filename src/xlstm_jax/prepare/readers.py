@@ -1,0 +1,239 @@
+"""The texts of a piece of the input, one after the other, whatever its format."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from json import JSONDecodeError, loads
+from typing import Any, BinaryIO
+
+from xlstm_jax.dataset.sources.extras import require
+from xlstm_jax.prepare.columns import root_columns, text_of_record
+from xlstm_jax.prepare.config import PrepareConfig
+from xlstm_jax.prepare.decompression import DamagedError, open_decompressed
+from xlstm_jax.prepare.errors import BadRecord
+from xlstm_jax.prepare.storage import open_file
+from xlstm_jax.prepare.tasks import END_OF_FILE, Piece, open_arrow
+
+__all__ = ["place_of", "read_texts"]
+
+_ROWS = 1024
+_COUNT_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+
+Texts = Iterator[tuple[int, "str | BadRecord"]]
+
+
+def read_texts(piece: Piece, config: PrepareConfig) -> Texts:
+    """The text of each record of a piece, with the place of the record in the piece, counted from 0.
+
+    Yields:
+        (place, text), or (place, what is wrong with the record). After a record that says that the file is damaged
+        comes none.
+    """
+    readers = {
+        "jsonl": _read_json_lines,
+        "text": _read_plain_text,
+        "parquet": _read_parquet,
+        "arrow": _read_arrow,
+        "array_record": _read_array_record,
+    }
+    for place, text in readers[piece.format](piece, config):
+        yield place, _checked(text) if isinstance(text, str) else text
+
+
+def place_of(piece: Piece, config: PrepareConfig, place: int) -> tuple[str, int]:
+    """For people: what a place in this piece's file is, and its number in the whole file, counted from 1."""
+    if piece.format in ("jsonl", "text"):
+        before = 0 if piece.compression else _count_newlines(piece.path, piece.begin, config)
+        return "line", before + place + 1
+    if piece.format == "array_record":
+        return "record", piece.begin + place + 1
+    if piece.format == "parquet":
+        with open_file(piece.path, config.storage_options) as opened:
+            metadata = require("pyarrow.parquet", "parquet").ParquetFile(opened).metadata
+            before = sum(metadata.row_group(group).num_rows for group in range(piece.begin))
+    else:
+        before = sum(batch.num_rows for batch in _record_batches(piece, config, 0, piece.begin))
+    return "row", before + place + 1
+
+
+def _checked(text: str) -> str | BadRecord:
+    if not text or text.isspace():
+        return BadRecord.of("empty text", "The text is empty.")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return BadRecord.of("invalid unicode", f"The text is no valid Unicode: {error}.", ascii(text))
+    return text
+
+
+def _read_json_lines(piece: Piece, config: PrepareConfig) -> Texts:
+    extract = text_of_record(config)
+    for number, line in _lines(piece, config):
+        if isinstance(line, BadRecord):
+            yield number, line
+        elif line.strip():
+            yield number, _text_of_json(line.rstrip(), extract)
+
+
+def _text_of_json(line: bytes, extract: Any) -> str | BadRecord:
+    try:
+        record = loads(line.decode())
+    except UnicodeDecodeError as error:
+        return BadRecord.of("invalid utf-8", f"The line is no valid utf-8: {error}.", line)
+    except (JSONDecodeError, RecursionError) as error:
+        return BadRecord.of("broken JSON", f"The line is no valid JSON: {error}.", line)
+    if not isinstance(record, Mapping):
+        return BadRecord.of("wrong type", f"The line must hold an object, got {type(record).__name__}.", line)
+    text: str | BadRecord = extract(record)
+    return text
+
+
+def _read_plain_text(piece: Piece, config: PrepareConfig) -> Texts:
+    if config.text_documents == "blank_line":
+        yield from _read_paragraphs(piece, config)
+        return
+    try:
+        with open_decompressed(piece.path, piece.compression, config.storage_options) as opened:
+            content = opened.read()
+    except DamagedError as error:
+        yield 0, BadRecord.of("damaged file", str(error))
+        return
+    yield 0, _decoded(content.removeprefix(_BOM))
+
+
+def _read_paragraphs(piece: Piece, config: PrepareConfig) -> Texts:
+    """Documents that blank lines separate; each has the place of its first line."""
+    lines: list[bytes] = []
+    first = 0
+    for number, line in _lines(piece, config):
+        if isinstance(line, BadRecord):
+            # What the damaged file holds of the last document is a part of it.
+            yield number, line
+            return
+        if line.strip():
+            first = first if lines else number
+            lines.append(line)
+        elif lines:
+            yield first, _decoded(b"".join(lines).rstrip(b"\r\n"))
+            lines = []
+    if lines:
+        yield first, _decoded(b"".join(lines).rstrip(b"\r\n"))
+
+
+def _decoded(content: bytes) -> str | BadRecord:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        return BadRecord.of("invalid utf-8", f"The text is no valid utf-8: {error}.", content)
+
+
+def _lines(piece: Piece, config: PrepareConfig) -> Iterator[tuple[int, bytes | BadRecord]]:
+    """The lines that begin in a piece, which begins at the beginning of a line."""
+    number = -1
+    try:
+        with open_decompressed(piece.path, piece.compression, config.storage_options) as opened:
+            if piece.begin:
+                opened.seek(piece.begin)
+            left = piece.end - piece.begin
+            for number, line in enumerate(opened):
+                yield number, line.removeprefix(_BOM) if number == 0 and piece.begin == 0 else line
+                left -= len(line)
+                if left <= 0:
+                    return
+    except DamagedError as error:
+        yield number + 1, BadRecord.of("damaged file", str(error))
+
+
+def _read_parquet(piece: Piece, config: PrepareConfig) -> Texts:
+    parquet = require("pyarrow.parquet", "parquet")
+    with open_file(piece.path, config.storage_options) as opened:
+        # Pages are read as they are needed, instead of whole columns of a row group.
+        file = parquet.ParquetFile(opened, buffer_size=1 << 20)
+        known = file.schema_arrow.names
+        columns = root_columns(config, known)
+        groups = list(range(piece.begin, piece.end))
+        if not columns:
+            rows = sum(file.metadata.row_group(group).num_rows for group in groups)
+            yield from ((place, _no_column(config, known)) for place in range(rows))
+            return
+        yield from _rows(file.iter_batches(batch_size=_ROWS, row_groups=groups, columns=columns), config)
+
+
+def _read_arrow(piece: Piece, config: PrepareConfig) -> Texts:
+    batches = _record_batches(piece, config, piece.begin, piece.end)
+    yield from _rows((part for batch in batches for part in _sliced(batch, config)), config)
+
+
+def _record_batches(piece: Piece, config: PrepareConfig, begin: int, end: int) -> Iterator[Any]:
+    arrow = require("pyarrow", "parquet")
+    with open_file(piece.path, config.storage_options) as opened:
+        whole = begin == 0 and end == END_OF_FILE
+        for number, batch in enumerate(open_arrow(arrow, opened)):
+            if not whole and number >= end:
+                return
+            if number >= begin:
+                yield batch
+
+
+def _sliced(batch: Any, config: PrepareConfig) -> Iterator[Any]:
+    """A record batch in smaller ones, with the columns that are needed."""
+    columns = root_columns(config, batch.schema.names)
+    needed = batch.select(columns) if columns else batch
+    for begin in range(0, batch.num_rows, _ROWS):
+        yield needed.slice(begin, _ROWS)
+
+
+def _rows(batches: Iterator[Any], config: PrepareConfig) -> Texts:
+    extract = text_of_record(config)
+    place = 0
+    while True:
+        try:
+            batch = next(batches, None)
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # The store fails, not the file.
+            yield place, BadRecord.of("damaged file", f"The file is damaged: {error}.")
+            return
+        if batch is None:
+            return
+        for record in _records(batch):
+            yield place, record if isinstance(record, BadRecord) else extract(record)
+            place += 1
+
+
+def _records(batch: Any) -> Sequence[Mapping[str, Any] | BadRecord]:
+    try:
+        rows: list[Mapping[str, Any] | BadRecord] = batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            return [BadRecord.of("invalid utf-8", f"The row is no valid utf-8: {error}.", error.object)]
+        # One row spoils the batch; each on its own tells which.
+        rows = [record for row in range(batch.num_rows) for record in _records(batch.slice(row, 1))]
+    return rows
+
+
+def _no_column(config: PrepareConfig, known: list[str]) -> BadRecord:
+    wanted = config.messages_column or ", ".join(config.text_columns)
+    return BadRecord.of("missing column", f"There is no column {wanted!r}, only: {', '.join(known)}.")
+
+
+def _read_array_record(piece: Piece, config: PrepareConfig) -> Texts:  # noqa: ARG001 - the records are texts
+    module = require("array_record.python.array_record_module", "array_record")
+    reader = module.ArrayRecordReader(piece.path)
+    try:
+        for begin in range(piece.begin, piece.end, _ROWS):
+            records = reader.read(begin, min(begin + _ROWS, piece.end))
+            for place, record in enumerate(records, start=begin - piece.begin):
+                yield place, _decoded(record)
+    finally:
+        reader.close()
+
+
+def _count_newlines(path: str, end: int, config: PrepareConfig) -> int:
+    opened: BinaryIO
+    count = 0
+    with open_file(path, config.storage_options) as opened:
+        while end > 0 and (chunk := opened.read(min(end, _COUNT_BYTES))):
+            count += chunk.count(b"\n")
+            end -= len(chunk)
+    return count

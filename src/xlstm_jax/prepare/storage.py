@@ -1,0 +1,132 @@
+"""Where input lies: local files, and files of any fsspec store by their URLs."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+from urllib.parse import urlsplit, urlunsplit
+
+from xlstm_jax.dataset.sources.extras import require
+from xlstm_jax.prepare.errors import PrepareError
+
+__all__ = ["StoredFile", "find", "is_url", "open_file", "public"]
+
+_BUFFER_BYTES = 1 << 20
+_IDENTIFYING = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "created", "generation", "md5Hash")
+
+
+class StoredFile(NamedTuple):
+    """A file of the input."""
+
+    path: str
+    """Absolute path, or URL."""
+    size: int
+    """In bytes; 0 where the store does not tell."""
+    identity: str
+    """Hex digits of size and time of change (or what the store has instead): another value, another content."""
+
+
+def is_url(path: str) -> bool:
+    """Whether this is a URL and not a local path."""
+    return "://" in path
+
+
+def public(path: str) -> str:
+    """The path as it may be shown and kept: without passwords and signatures."""
+    if not is_url(path):
+        return path
+    parts = urlsplit(path)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def open_file(path: str, options: Mapping[str, Any]) -> BinaryIO:
+    """Open a file for reading; it can seek where its store can.
+
+    Args:
+        path: Local path or URL.
+        options: What fsspec needs to open the store: keys, endpoints.
+    """
+    if not is_url(path):
+        return Path(path).open("rb", buffering=_BUFFER_BYTES)
+    fs, inner = _store(path, options)
+    return cast("BinaryIO", fs.open(inner, "rb"))
+
+
+def find(named: str, options: Mapping[str, Any]) -> tuple[list[StoredFile], bool]:
+    """The files that a path, a folder, a glob or a URL of these names, in the order of their names.
+
+    Returns:
+        The files, and whether each was named on its own (a folder is looked through for what can be read).
+
+    Raises:
+        PrepareError: There are none.
+    """
+    files, single = _find_remote(named, options) if is_url(named) else _find_local(named)
+    if not files:
+        raise PrepareError(f"There is no file at {public(named)}; check the path.")
+    return files, single
+
+
+def _find_local(named: str) -> tuple[list[StoredFile], bool]:
+    path = Path(named).expanduser().absolute()
+    if path.is_file():
+        return [_local(path)], True
+    if path.is_dir():
+        return [_local(file) for file in _walk(path)], False
+    # A pattern names files, and folders with all that is in them.
+    matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    files = [file for match in matches for file in (_walk(match) if match.is_dir() else [match])]
+    return [_local(file) for file in dict.fromkeys(files)], False
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below a folder in the order of their paths; hidden ones are none of the data."""
+    for entry in sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "_"))):
+        if entry.is_dir():
+            yield from _walk(entry)
+        else:
+            yield entry
+
+
+def _local(path: Path) -> StoredFile:
+    status = path.stat()
+    return StoredFile(str(path), status.st_size, _digest(status.st_size, status.st_mtime_ns))
+
+
+def _find_remote(url: str, options: Mapping[str, Any]) -> tuple[list[StoredFile], bool]:
+    fs, inner = _store(url, options)
+    # A query belongs to a single file; its question mark is no pattern.
+    pattern = any(mark in inner for mark in "*[") or ("?" in inner and urlsplit(url).scheme not in ("http", "https"))
+    if pattern:
+        names = [name for name in sorted(fs.glob(inner)) if not fs.isdir(name)]
+        return [_remote(fs, name) for name in names], False
+    if fs.isfile(inner):
+        return [_remote(fs, inner)], True
+    if not fs.exists(inner):
+        return [], True
+    names = [name for name in sorted(fs.find(inner)) if not _hidden(name, inner)]
+    return [_remote(fs, name) for name in names], False
+
+
+def _hidden(name: str, folder: str) -> bool:
+    return any(part.startswith((".", "_")) for part in name[len(folder) :].split("/"))
+
+
+def _remote(fs: Any, name: str) -> StoredFile:
+    info = fs.info(name)
+    size = info.get("size")
+    marks = [f"{key}={info[key]}" for key in _IDENTIFYING if info.get(key) is not None]
+    return StoredFile(fs.unstrip_protocol(name), int(size or 0), _digest(size, *marks))
+
+
+def _store(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    core = require("fsspec.core", "remote")
+    try:
+        fs, inner = core.url_to_fs(url, **options)
+    except ImportError as error:
+        raise ImportError(f"{public(url)} needs a package that is not installed: {error}") from error
+    return fs, inner
+
+
+def _digest(*marks: object) -> str:
+    return hashlib.blake2b("|".join(map(str, marks)).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,182 @@
+"""Input cut into tasks of bounded size: a matter of the input alone, not of who works on it."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm_jax.dataset.sources import TokenStore
+from xlstm_jax.dataset.sources.extras import require
+from xlstm_jax.prepare.config import PrepareConfig
+from xlstm_jax.prepare.errors import PrepareError
+from xlstm_jax.prepare.inputs import InputFile
+from xlstm_jax.prepare.storage import is_url, open_file, public
+
+__all__ = ["END_OF_FILE", "Piece", "Task", "cut_into_tasks", "open_arrow"]
+
+END_OF_FILE = 1 << 62
+"""The end of a piece that goes as far as its file, whose uncompressed size nobody knows."""
+
+
+class Piece(NamedTuple):
+    """A part of a file that can be read on its own."""
+
+    path: str
+    format: str
+    compression: str | None
+    begin: int
+    """First byte, row group, record batch, record or document, by format."""
+    end: int
+    """Last one + 1."""
+    size: int
+    """In bytes of the file, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Consecutive pieces of the input that one worker reads at a time."""
+
+    number: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def size(self) -> int:
+        """In bytes of the files, about."""
+        return sum(piece.size for piece in self.pieces)
+
+
+def cut_into_tasks(files: list[InputFile], config: PrepareConfig) -> Iterator[Task]:
+    """Tasks in the order of the input: large files are cut, small ones read together.
+
+    Raises:
+        PrepareError: A file cannot be read at all.
+    """
+    pieces: list[Piece] = []
+    size = 0
+    numbers = itertools.count()
+    for file in files:
+        for piece in _cut(file, config):
+            if pieces and size + piece.size > config.task_bytes:
+                yield Task(next(numbers), tuple(pieces))
+                pieces, size = [], 0
+            pieces.append(piece)
+            size += piece.size
+    if pieces:
+        yield Task(next(numbers), tuple(pieces))
+
+
+def _cut(file: InputFile, config: PrepareConfig) -> Iterator[Piece]:
+    try:
+        bounds = list(_bounds(file, config))
+    except (OSError, ValueError) as error:  # What pyarrow and others raise for damaged files.
+        raise PrepareError(f"{public(file.path)} cannot be read: {error}") from error
+    for (begin, _), (end, size) in itertools.pairwise(bounds):
+        yield Piece(file.path, file.format, file.compression, begin, end, size)
+
+
+def _bounds(file: InputFile, config: PrepareConfig) -> Iterator[tuple[int, int]]:
+    """First place of each piece, and last of all the end; with each, the size of the piece that ends there."""
+    yield 0, 0
+    if file.format == "parquet":
+        yield from _grouped(_row_group_sizes(file, config), config.task_bytes)
+    elif file.format == "arrow":
+        yield from _grouped(_record_batch_sizes(file), config.task_bytes)
+    elif file.format == "array_record":
+        yield from _evenly(_count_records(file), file.size, config.task_bytes)
+    elif file.format == "token_store":
+        yield from _evenly_by_tokens(file, config.task_bytes)
+    elif file.compression or (file.format == "text" and config.text_documents == "file") or file.size == 0:
+        yield END_OF_FILE, file.size
+    else:
+        yield from _at_line_ends(file, config)
+
+
+def _grouped(sizes: list[int], target: int) -> Iterator[tuple[int, int]]:
+    """Consecutive units of these sizes in groups of at most the target size."""
+    total = 0
+    for number, size in enumerate(sizes):
+        if total and total + size > target:
+            yield number, total
+            total = 0
+        total += size
+    if sizes:
+        yield len(sizes), total
+
+
+def _evenly(count: int, size: int, target: int) -> Iterator[tuple[int, int]]:
+    groups = min(count, max(1, -(-size // target)))
+    for number in range(groups):
+        yield count * (number + 1) // groups, size // groups
+
+
+def _evenly_by_tokens(file: InputFile, target: int) -> Iterator[tuple[int, int]]:
+    lengths = TokenStore(file.path).lengths
+    if len(lengths) == 0:
+        return
+    ends = np.cumsum(lengths, dtype=np.int64)
+    width = max(1, file.size // max(1, int(ends[-1])))
+    begin = 0
+    while begin < len(lengths):
+        before = int(ends[begin - 1]) if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, before + target // width, side="right")))
+        yield end, (int(ends[end - 1]) - before) * width
+        begin = end
+
+
+def _row_group_sizes(file: InputFile, config: PrepareConfig) -> list[int]:
+    parquet = require("pyarrow.parquet", "parquet")
+    with open_file(file.path, config.storage_options) as opened:
+        metadata = parquet.ParquetFile(opened).metadata
+        return [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+
+
+def _record_batch_sizes(file: InputFile) -> list[int]:
+    """Sizes of a local file's record batches, from their headers; a remote file is read in one go."""
+    if is_url(file.path):
+        return [file.size]
+    arrow = require("pyarrow", "parquet")
+    with arrow.memory_map(file.path) as mapped:
+        return [batch.nbytes for batch in open_arrow(arrow, mapped)]
+
+
+def open_arrow(arrow: Any, opened: Any) -> Iterator[Any]:
+    """The record batches of an Arrow file of either kind: random access ("file") or stream."""
+    magic = opened.read(6)
+    opened.seek(0)
+    if magic == b"ARROW1":
+        reader = arrow.ipc.open_file(opened)
+        return (reader.get_batch(number) for number in range(reader.num_record_batches))
+    return iter(arrow.ipc.open_stream(opened))
+
+
+def _count_records(file: InputFile) -> int:
+    module = require("array_record.python.array_record_module", "array_record")
+    reader = module.ArrayRecordReader(file.path)
+    try:
+        return int(reader.num_records())
+    finally:
+        reader.close()
+
+
+def _at_line_ends(file: InputFile, config: PrepareConfig) -> Iterator[tuple[int, int]]:
+    """Cuts near every multiple of the target size, each after the next line (for text: the next blank line)."""
+    cut = 0
+    with open_file(file.path, config.storage_options) as opened:
+        while file.size - cut > config.task_bytes:
+            opened.seek(cut + config.task_bytes)
+            opened.readline()
+            if file.format == "text":
+                _skip_to_blank_line(opened)
+            end = min(opened.tell(), file.size)
+            yield end, end - cut
+            cut = end
+    if cut < file.size:
+        yield file.size, file.size - cut
+
+
+def _skip_to_blank_line(opened: Any) -> None:
+    while line := opened.readline():
+        if not line.strip():
+            return

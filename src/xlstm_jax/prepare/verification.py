@@ -1,0 +1,92 @@
+"""`verify`: whether a store is what its manifest says."""
+
+from pathlib import Path
+
+from xlstm_jax.dataset.sources import TokenStore
+from xlstm_jax.dataset.sources.extras import require
+from xlstm_jax.prepare.errors import PrepareError
+from xlstm_jax.prepare.manifest import Manifest, Shard, checksum, read_manifest
+
+__all__ = ["verify"]
+
+
+def verify(folder: Path) -> list[str]:
+    """Check every file, checksum, index and count of a store.
+
+    Args:
+        folder: That of the store, or of one of its splits.
+
+    Returns:
+        What is broken, a sentence each; nothing for a sound store.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except PrepareError as error:
+        return [str(error)]
+    if not manifest.splits:
+        return _verify_shards(folder, manifest)
+    broken = [f"{split}: {found}" for split in manifest.splits for found in verify(folder / split)]
+    if not broken:
+        parts = [read_manifest(folder / split) for split in manifest.splits]
+        broken += _compare(f"{folder}", "documents", manifest.documents, sum(part.documents for part in parts))
+        broken += _compare(f"{folder}", "tokens", manifest.tokens, sum(part.tokens for part in parts))
+    return broken
+
+
+def _verify_shards(folder: Path, manifest: Manifest) -> list[str]:
+    broken = [found for shard in manifest.shards for found in _verify_shard(folder, shard)]
+    named = {name for shard in manifest.shards for name in shard.files}
+    kinds = (".bin", ".idx", ".array_record")
+    unknown = sorted(path.name for path in folder.iterdir() if path.suffix in kinds and path.name not in named)
+    broken += [f"{name}: the manifest knows nothing of this file." for name in unknown]
+    for what in ("documents", "tokens"):
+        counted = sum(getattr(shard, what) for shard in manifest.shards)
+        broken += _compare("manifest.json", what, getattr(manifest, what), counted)
+    histogram = sum(manifest.length_histogram.values())
+    return broken + _compare("manifest.json: length_histogram", "documents", histogram, manifest.documents)
+
+
+def _verify_shard(folder: Path, shard: Shard) -> list[str]:
+    broken = [found for name, facts in shard.files.items() for found in _verify_file(folder / name, dict(facts))]
+    if any(not (folder / name).is_file() for name in shard.files):
+        return broken
+    try:
+        documents, tokens = _counts(folder, shard)
+    except (ValueError, OSError) as error:
+        return [*broken, f"{shard.name}: {error}"]
+    return (
+        broken
+        + _compare(shard.name, "documents", shard.documents, documents)
+        + _compare(shard.name, "tokens", shard.tokens, tokens)
+    )
+
+
+def _verify_file(path: Path, facts: dict[str, object]) -> list[str]:
+    if not path.is_file():
+        return [f"{path.name}: the file is missing."]
+    size = path.stat().st_size
+    if size != facts["bytes"]:
+        return [f"{path.name}: it has {size} bytes instead of {facts['bytes']}."]
+    found = checksum(path)
+    return [] if found == facts["blake2b"] else [f"{path.name}: its checksum is {found} instead of {facts['blake2b']}."]
+
+
+def _counts(folder: Path, shard: Shard) -> tuple[int, int]:
+    index = next((name for name in shard.files if name.endswith(".idx")), None)
+    if index is not None:
+        store = TokenStore(folder / index)
+        return len(store), int(store.lengths.sum(dtype="int64"))
+    module = require("array_record.python.array_record_module", "array_record")
+    reader = module.ArrayRecordReader(str(folder / next(iter(shard.files))))
+    try:
+        count = int(reader.num_records())
+        sizes = (
+            len(record) for begin in range(0, count, 1024) for record in reader.read(begin, min(begin + 1024, count))
+        )
+        return count, sum(sizes) // 4
+    finally:
+        reader.close()
+
+
+def _compare(where: str, what: str, said: int, found: int) -> list[str]:
+    return [] if said == found else [f"{where}: it should have {said} {what}, and there are {found}."]

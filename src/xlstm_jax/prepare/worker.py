@@ -1,0 +1,227 @@
+"""One task: read its pieces, tokenise them, write the documents to a part. The same on every engine."""
+
+import functools
+import os
+import pickle
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xlstm_jax.dataset.sources import TokenStoreWriter
+from xlstm_jax.dataset.sources.cache import whole_file
+from xlstm_jax.dataset.tokenizer import Tokenize
+from xlstm_jax.prepare.config import PrepareConfig
+from xlstm_jax.prepare.errors import BadRecord, PrepareError, Skipped
+from xlstm_jax.prepare.readers import place_of, read_texts
+from xlstm_jax.prepare.splits import CONTENT_HASH_BYTES, SplitRule, contents_of_tokens
+from xlstm_jax.prepare.storage import public
+from xlstm_jax.prepare.tasks import Piece, Task
+from xlstm_jax.prepare.token_documents import open_store, read_tokens
+from xlstm_jax.prepare.workspace import Workspace, write_json
+
+__all__ = ["Job", "TaskDone", "run_task"]
+
+_BATCH_CHARACTERS = 1 << 20
+_BATCH_TEXTS = 1024
+_NO_HASHES = np.zeros((0, CONTENT_HASH_BYTES), dtype=np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What all tasks share, settled once."""
+
+    config: PrepareConfig
+    tokenize: bytes = field(repr=False)
+    """The pickled operation that makes tokens of text; empty where all input is tokens already."""
+    vocab_size: int | None
+    dtype: str
+    """Of the stored tokens."""
+
+    @property
+    def needs_hashes(self) -> bool:
+        """Whether the content of documents decides where they go."""
+        return self.config.drop_duplicates or bool(self.config.splits)
+
+    @property
+    def only_refers(self) -> bool:
+        """Whether no document needs to be looked at."""
+        return not self.tokenize and not self.needs_hashes
+
+    def only_refers_to(self, task: Task) -> bool:
+        """Whether a task's documents can be taken from where they are, and need no copy."""
+        return not self.needs_hashes and all(piece.format == "token_store" for piece in task.pieces)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskDone:
+    """What one task has done, for whoever watches."""
+
+    number: int
+    worker: str
+    """Host and process."""
+    seconds: float
+    input_bytes: int
+    documents: int
+    tokens: int
+    skipped: int
+
+
+class _Part:
+    """The documents of a task, dealt to the splits."""
+
+    def __init__(self, job: Job, task: Task, stack: ExitStack) -> None:
+        workspace = Workspace(job.config.output)
+        self._rule = SplitRule(job.config.splits, job.config.split_seed)
+        self._hashed = job.needs_hashes
+        self._keep_hashes = job.config.drop_duplicates
+        self._writers: list[TokenStoreWriter] = []
+        self._hashes: list[BinaryIO] = []
+        self.documents = dict.fromkeys(self._rule.names, 0)
+        self.tokens = dict.fromkeys(self._rule.names, 0)
+        for split in self._rule.names:
+            if self._keep_hashes:
+                self._hashes.append(stack.enter_context(whole_file(workspace.part_files(task.number, split)[2])))
+            prefix = workspace.part_prefix(task.number, split)
+            # The prefix has a dot in it; as a name of one of its files it is taken as it is.
+            writer = TokenStoreWriter(
+                prefix.with_name(prefix.name + ".bin"), dtype=job.dtype, vocab_size=job.vocab_size
+            )
+            self._writers.append(stack.enter_context(writer))
+
+    def add(self, tokens: NDArray[Any], lengths: NDArray[np.int64], contents: Iterable[bytes | memoryview]) -> None:
+        """Append documents that lie end to end; their contents are asked for where they are needed."""
+        if not self._hashed:
+            self._append(0, tokens, lengths, _NO_HASHES)
+            return
+        hashes, dealt = self._rule.deal(contents)
+        for split in range(len(self._writers)):
+            here = dealt == split
+            if here.all():
+                self._append(split, tokens, lengths, hashes)
+            elif here.any():
+                self._append(split, tokens[np.repeat(here, lengths)], lengths[here], hashes[here])
+
+    def _append(self, split: int, tokens: NDArray[Any], lengths: NDArray[np.int64], hashes: NDArray[np.uint8]) -> None:
+        self._writers[split].add_many(tokens, lengths)
+        if self._keep_hashes:
+            self._hashes[split].write(hashes.tobytes())
+        name = self._rule.names[split]
+        self.documents[name] += len(lengths)
+        self.tokens[name] += len(tokens)
+
+
+def run_task(job: Job, task: Task) -> TaskDone:
+    """Read a task's input, and write its part; the part's marker comes last.
+
+    Raises:
+        PrepareError: The input is bad and the config says to raise; or the worker is not set up as it must be.
+    """
+    begun = time.monotonic()
+    marker = _refer(task) if job.only_refers_to(task) else _write_part(job, task)
+    marker |= {"first": public(task.pieces[0].path), "last": public(task.pieces[-1].path)}
+    write_json(Workspace(job.config.output).part_marker(task.number), marker)
+    return TaskDone(
+        number=task.number,
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+        seconds=time.monotonic() - begun,
+        input_bytes=task.size,
+        documents=sum(marker["documents"].values()),
+        tokens=sum(marker["tokens"].values()),
+        skipped=sum(marker["skipped"].values()),
+    )
+
+
+def _marker(documents: dict[str, int], tokens: dict[str, int]) -> dict[str, Any]:
+    return {
+        "documents": documents,
+        "tokens": tokens,
+        "pieces": [],
+        "text_bytes": 0,
+        "text_tokens": 0,
+        "skipped": {},
+        "samples": [],
+    }
+
+
+def _refer(task: Task) -> dict[str, Any]:
+    """A part without files: its documents stand in token stores already, and go from there to the shards."""
+    pieces = [(piece.path, piece.begin, piece.end) for piece in task.pieces]
+    tokens = sum(int(open_store(path).lengths[begin:end].sum(dtype=np.int64)) for path, begin, end in pieces)
+    return _marker({"": sum(end - begin for _, begin, end in pieces)}, {"": tokens}) | {"pieces": pieces}
+
+
+def _write_part(job: Job, task: Task) -> dict[str, Any]:
+    skipped = Skipped()
+    read: Counter[str] = Counter()
+    with ExitStack() as stack:
+        part = _Part(job, task, stack)
+        for piece in task.pieces:
+            if piece.format == "token_store":
+                _copy_tokens(piece, part)
+            else:
+                _tokenize(job, piece, part, skipped, read)
+    return _marker(part.documents, part.tokens) | {
+        "text_bytes": read["bytes"],
+        "text_tokens": read["tokens"],
+        "skipped": dict(skipped.counts),
+        "samples": skipped.samples,
+    }
+
+
+def _copy_tokens(piece: Piece, part: _Part) -> None:
+    for tokens, lengths in read_tokens(open_store(piece.path), piece.begin, piece.end):
+        part.add(tokens, lengths, contents_of_tokens(tokens, lengths))
+
+
+def _tokenize(job: Job, piece: Piece, part: _Part, skipped: Skipped, read: Counter[str]) -> None:
+    tokenize = _unpickled(job.tokenize)
+    frame = sum(token is not None for token in (tokenize.bos_token_id, tokenize.eod_token_id))
+    for texts in _batches(job, piece, skipped):
+        documents = tokenize.map_batch(texts)
+        lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
+        read["tokens"] += int(lengths.sum()) - frame * int(np.count_nonzero(lengths))
+        read["bytes"] += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+        part.add(np.concatenate(documents), lengths, (text.encode() for text in texts))
+
+
+def _batches(job: Job, piece: Piece, skipped: Skipped) -> Iterator[list[str]]:
+    """Texts in batches that are small enough for any memory, and large enough for the tokenizer's threads."""
+    texts: list[str] = []
+    size = 0
+    sampled = len(skipped.samples)
+    for place, text in read_texts(piece, job.config):
+        if isinstance(text, BadRecord):
+            if job.config.on_error == "raise":
+                unit, number = place_of(piece, job.config, place)
+                raise PrepareError(
+                    f"{public(piece.path)}, {unit} {number}: {text.message} "
+                    'Mend it, or leave such records out with --on-error skip (on_error="skip").'
+                )
+            skipped.add(text, public(piece.path), place)
+            continue
+        texts.append(text)
+        size += len(text)
+        if size >= _BATCH_CHARACTERS or len(texts) == _BATCH_TEXTS:
+            yield texts
+            texts, size = [], 0
+    if texts:
+        yield texts
+    if len(skipped.samples) > sampled:
+        # Where the piece begins in its file is costly to find out, and the same for all of them.
+        unit, first = place_of(piece, job.config, 0)
+        for sample in skipped.samples[sampled:]:
+            sample[unit] = first + sample.pop("place")
+
+
+@functools.lru_cache(maxsize=1)
+def _unpickled(tokenize: bytes) -> Tokenize:
+    """The operation; kept, since a large vocabulary takes a while to load."""
+    operation: Tokenize = pickle.loads(tokenize)  # noqa: S301 - it comes from `prepare` itself
+    return operation

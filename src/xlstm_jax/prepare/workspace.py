@@ -1,0 +1,163 @@
+"""The state of an unfinished store: what was asked, which parts are done, which shards; and that only one works on it.
+
+Everything lies in `.work` in the output folder, and every file appears under its name only when it is whole:
+
+| file | what |
+|---|---|
+| `settings.json` | what was asked |
+| `inputs.jsonl` | path, size and identity of each input file |
+| `parts/00000012.json` | what task 12 read; written last of its files |
+| `parts/00000012.<split>.bin`, `.idx`, `.hashes` | its documents, and 16 bytes of each one's content |
+| `shards/<split>-00003.json` | shard 3 of a split: what it holds, and where the next one begins |
+"""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from xlstm_jax.dataset.sources.cache import whole_file
+from xlstm_jax.prepare.errors import PrepareError
+
+__all__ = ["Workspace", "read_json", "write_json"]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    with whole_file(path) as file:
+        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        PrepareError: It is no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise PrepareError(f"{path} is damaged: {error}. Delete it to make it anew.") from error
+
+
+class Workspace:
+    """Names the files of an unfinished store.
+
+    Args:
+        output: Folder of the store.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.folder = output / ".work"
+
+    def part_prefix(self, task: int, split: str) -> Path:
+        """Where the documents of a split that a task read lie."""
+        return self.folder / "parts" / f"{task:08d}.{split or 'all'}"
+
+    def part_files(self, task: int, split: str) -> list[Path]:
+        """All files of a part."""
+        prefix = self.part_prefix(task, split)
+        return [prefix.with_name(prefix.name + kind) for kind in (".bin", ".idx", ".hashes")]
+
+    def part_marker(self, task: int) -> Path:
+        """Says that a task is done, and what it read."""
+        return self.folder / "parts" / f"{task:08d}.json"
+
+    def shard_marker(self, split: str, shard: int) -> Path:
+        """Says that a shard is done."""
+        return self.folder / "shards" / f"{split or 'all'}-{shard:05d}.json"
+
+    def kept_documents(self, split: str) -> Path:
+        """[documents] uint8: whether a document of a split is the first of its kind."""
+        return self.folder / f"{split or 'all'}.keep"
+
+    def split_folder(self, split: str) -> Path:
+        """Where the shards of a split go."""
+        return self.output / split
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Work on this store alone.
+
+        Raises:
+            PrepareError: Another process does.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PrepareError(f"Another process prepares {self.output}; wait for it, or stop it.") from None
+            yield
+
+    def begin(self, settings: dict[str, Any], inputs: list[dict[str, Any]]) -> None:
+        """Write down what was asked, or check that it is what was asked before.
+
+        Raises:
+            PrepareError: Something differs; the message names it.
+        """
+        asked = self.folder / "settings.json"
+        listed = self.folder / "inputs.jsonl"
+        if asked.is_file() and listed.is_file():
+            self._refuse_other_settings(read_json(asked), json.loads(json.dumps(settings)))
+            self._refuse_other_inputs(listed, inputs)
+        else:
+            if any(self.output.glob("*.idx")):
+                raise PrepareError(f"{self.output} holds a token store that is not of this tool; name an empty folder.")
+            with whole_file(listed) as file:
+                file.writelines(json.dumps(entry, ensure_ascii=False).encode() + b"\n" for entry in inputs)
+            write_json(asked, settings)
+        for folder in self._folders(settings):
+            folder.mkdir(exist_ok=True)
+        self.sweep(settings)
+
+    def sweep(self, settings: dict[str, Any]) -> None:
+        """Clear away files that are half written; whoever wrote them is gone."""
+        for folder in self._folders(settings):
+            for half_written in folder.glob(".*.part"):
+                half_written.unlink(missing_ok=True)
+
+    def _folders(self, settings: dict[str, Any]) -> list[Path]:
+        splits = [self.split_folder(split) for split, _ in settings["splits"]]
+        return [self.output, self.folder, self.folder / "parts", self.folder / "shards", *splits]
+
+    def _refuse_other_settings(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        keys = sorted(before.keys() | now.keys())
+        changed = [
+            f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in keys if before.get(key) != now.get(key)
+        ]
+        if changed:
+            raise PrepareError(
+                f"{self.output} was begun otherwise: {'; '.join(changed)}. "
+                "Repeat the command as it was, or name another output folder."
+            )
+
+    def _refuse_other_inputs(self, listed: Path, inputs: list[dict[str, Any]]) -> None:
+        with listed.open("rb") as file:
+            before = {entry["path"]: entry for entry in map(json.loads, file)}
+        now = {entry["path"]: entry for entry in inputs}
+        changes = {
+            "new": [path for path in now if path not in before],
+            "gone": [path for path in before if path not in now],
+            "changed": [path for path, entry in now.items() if path in before and before[path] != entry],
+        }
+        found = [f"{len(paths)} {what} (such as {paths[0]})" for what, paths in changes.items() if paths]
+        if found or list(before) != list(now):
+            raise PrepareError(
+                f"{self.output} was begun with other input files: {', '.join(found) or 'in another order'}. "
+                "Name another output folder, or bring the input back to what it was."
+            )
+
+    def end(self) -> None:
+        """Clear away all that was needed only for the work."""
+        # The lock goes last, with the folder.
+        for entry in sorted(self.folder.iterdir(), key=lambda found: found.name == "lock"):
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        self.folder.rmdir()

@@ -1,0 +1,88 @@
+"""What the tests of `prepare` share: texts, a tokenizer, files of every format, and stores compared byte by byte."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from xlstm_jax.dataset.sources import TokenStore
+from xlstm_jax.dataset.tokenizer import Tokenizer
+from xlstm_jax.prepare import PrepareConfig, prepare
+
+EOD = 0
+WORDS = [f"w{n}" for n in range(50)] + ["é", "日本"]
+
+
+def make_texts(count: int, seed: int = 0, longest: int = 40) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [f"t{n} " + " ".join(rng.choice(WORDS, rng.integers(1, longest))) for n in range(count)]
+
+
+def save_tokenizer(path: Path) -> Path:
+    """A byte-level tokenizer: every text has tokens, and other texts have other tokens."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<|endoftext|>": EOD} | {letter: n + 1 for n, letter in enumerate(alphabet)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(path))
+    return path
+
+
+def write_jsonl(path: Path, records) -> Path:
+    """Strings are texts; bytes are lines as they are; anything else is a record."""
+    lines = []
+    for record in records:
+        if isinstance(record, bytes):
+            lines.append(record)
+        else:
+            lines.append(json.dumps({"text": record} if isinstance(record, str) else record).encode())
+    content = b"\n".join(lines) + b"\n"
+    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+    return path
+
+
+class Bench:
+    """A folder to prepare in, with a tokenizer."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.tokenizer_path = save_tokenizer(folder / "tokenizer.json")
+        self.tokenizer = Tokenizer.load(self.tokenizer_path)
+        self._outputs = 0
+
+    def config(self, *inputs, **settings) -> PrepareConfig:
+        """Many small tasks and shards, so that every border is met; in this process unless asked otherwise."""
+        if "output" not in settings:
+            self._outputs += 1
+            settings["output"] = self.folder / f"store-{self._outputs}"
+        defaults = {"tokenizer": str(self.tokenizer_path), "workers": 0, "task_bytes": 2000, "shard_bytes": 5000}
+        return PrepareConfig(inputs=[str(path) for path in inputs], **(defaults | settings))
+
+    def prepare(self, *inputs, **settings) -> Path:
+        config = self.config(*inputs, **settings)
+        prepare(config)
+        return config.output
+
+    def texts_of(self, store: Path) -> list[str]:
+        """The texts of a store's documents, each of which must end with the end token and hold no other."""
+        documents = TokenStore(store)
+        texts = []
+        for place in range(len(documents)):
+            tokens = documents[place]
+            assert tokens[-1] == EOD
+            assert EOD not in tokens[:-1]
+            texts.append(self.tokenizer.decode(tokens[:-1]))
+        return texts
+
+
+def content_of(store: Path) -> dict[str, bytes]:
+    """All files of a store but its manifests, which name the command."""
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and path.name != "manifest.json"
+    }

@@ -1,0 +1,240 @@
+"""Every format of the input gives the documents that it holds, in their order, whatever the cuts."""
+
+import functools
+import gzip
+import http.server
+import json
+import threading
+
+import datasets
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from array_record.python.array_record_module import ArrayRecordWriter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preparing import Bench, content_of, make_texts, write_jsonl
+from xlstm_jax.dataset.sources import TokenStore, write_token_store
+from xlstm_jax.prepare import PrepareError
+
+TEXTS = make_texts(150)
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path)
+
+
+def test_jsonl_is_cut_into_tasks_at_any_byte_and_gives_all_documents_in_order(bench):
+    path = write_jsonl(bench.folder / "a.jsonl", TEXTS)
+    stores = [content_of(bench.prepare(path, task_bytes=size)) for size in (1, 77, 1000, 10**6)]
+    assert bench.texts_of(bench.folder / "store-1") == TEXTS
+    assert all(store == stores[0] for store in stores)
+
+
+@settings(max_examples=25)
+@given(
+    texts=st.lists(st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip), min_size=1, max_size=8),
+    task_bytes=st.integers(1, 60),
+    shard_bytes=st.integers(4, 100),
+    ending=st.sampled_from(["\n", "\r\n", "\n\n"]),
+)
+def test_any_text_survives_json_tasks_and_shards(tmp_path_factory, texts, task_bytes, shard_bytes, ending):
+    bench = Bench(tmp_path_factory.mktemp("any"))
+    path = bench.folder / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + ending for text in texts), newline="")
+    store = bench.prepare(path, task_bytes=task_bytes, shard_bytes=shard_bytes)
+    assert bench.texts_of(store) == texts
+
+
+def test_a_last_line_without_end_and_a_byte_order_mark_are_no_matter(bench):
+    path = bench.folder / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"text": "one"}\n\n{"text": "two"}')
+    assert bench.texts_of(bench.prepare(path)) == ["one", "two"]
+
+
+def test_compressed_jsonl_of_several_streams_gives_the_same_store(bench):
+    plain = write_jsonl(bench.folder / "a.jsonl", TEXTS).read_bytes()
+    half = plain.index(b"\n", len(plain) // 2) + 1
+    gz, zst = bench.folder / "b.jsonl.gz", bench.folder / "c.jsonl.zst"
+    gz.write_bytes(gzip.compress(plain[:half]) + gzip.compress(plain[half:]))
+    compress = zstandard.ZstdCompressor().compress
+    zst.write_bytes(compress(plain[:half]) + compress(plain[half:]))
+    expected = content_of(bench.prepare(bench.folder / "a.jsonl"))
+    assert content_of(bench.prepare(gz)) == expected
+    assert content_of(bench.prepare(zst)) == expected
+
+
+def test_parquet_row_groups_give_all_documents(bench):
+    pq.write_table(pa.table({"id": list(range(150)), "text": TEXTS}), bench.folder / "a.parquet", row_group_size=7)
+    assert bench.texts_of(bench.prepare(bench.folder / "a.parquet")) == TEXTS
+
+
+@pytest.mark.parametrize("opener", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_arrow_files_and_streams_give_all_documents(bench, opener):
+    table = pa.table({"text": TEXTS})
+    with opener(bench.folder / "a.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=9)
+    assert bench.texts_of(bench.prepare(bench.folder / "a.arrow")) == TEXTS
+
+
+def test_a_hugging_face_dataset_on_disk_gives_its_rows(bench):
+    folder = bench.folder / "hf"
+    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(folder, num_shards=3)
+    assert bench.texts_of(bench.prepare(folder)) == TEXTS
+
+
+def test_a_dataset_of_several_splits_asks_for_one(bench):
+    splits = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": TEXTS})})
+    splits.save_to_disk(bench.folder / "hf")
+    with pytest.raises(PrepareError, match=r"name one, such as .*hf/train"):
+        bench.prepare(bench.folder / "hf")
+    assert bench.texts_of(bench.prepare(bench.folder / "hf" / "train")) == TEXTS
+
+
+def test_array_records_of_text_give_all_documents(bench):
+    writer = ArrayRecordWriter(str(bench.folder / "a.array_record"), "group_size:1")
+    for text in TEXTS:
+        writer.write(text.encode())
+    writer.close()
+    assert bench.texts_of(bench.prepare(bench.folder / "a.array_record")) == TEXTS
+
+
+def test_text_files_are_documents_in_the_order_of_their_names(bench):
+    folder = bench.folder / "texts"
+    (folder / "sub").mkdir(parents=True)
+    for n, text in enumerate(TEXTS):
+        (folder / ("sub" if n >= 100 else ".") / f"{n:03d}.txt").write_text(text)
+    (folder / ".hidden.txt").write_text("no")
+    (folder / "picture.png").write_bytes(b"no")
+    assert bench.texts_of(bench.prepare(folder)) == TEXTS
+    assert bench.texts_of(bench.prepare(folder / "0[0-1]*.txt")) == TEXTS[:20]
+
+
+@pytest.mark.parametrize("task_bytes", [1, 100, 10**6])
+def test_blank_lines_separate_documents_of_a_text_file(bench, task_bytes):
+    documents = [f"{text}\nsecond line" for text in TEXTS[:40]]
+    path = bench.folder / "a.txt"
+    path.write_text("\n" + "\n \n\n".join(documents) + "\n")
+    store = bench.prepare(path, text_documents="blank_line", task_bytes=task_bytes)
+    assert bench.texts_of(store) == documents
+
+
+def test_inputs_of_all_formats_stand_in_the_order_in_which_they_are_named(bench):
+    write_jsonl(bench.folder / "z.jsonl", TEXTS[:3])
+    pq.write_table(pa.table({"text": TEXTS[3:5]}), bench.folder / "m.parquet")
+    (bench.folder / "a.txt").write_text(TEXTS[5])
+    ready = bench.prepare(write_jsonl(bench.folder / "y.jsonl", TEXTS[6:9]))
+    store = bench.prepare(bench.folder / "z.jsonl", bench.folder / "m.parquet", bench.folder / "a.txt", ready)
+    assert bench.texts_of(store) == TEXTS[:9]
+
+
+def test_nested_and_several_columns_and_messages_make_the_text(bench):
+    records = [
+        {"meta": {"title": f"T{n}"}, "body.raw": f"B{n}", "chat": [{"role": "user", "content": f"C{n}"}] * 2}
+        for n in range(5)
+    ]
+    path = write_jsonl(bench.folder / "a.jsonl", records)
+    pq.write_table(pa.Table.from_pylist(records), bench.folder / "a.parquet")
+    for source in (path, bench.folder / "a.parquet"):
+        store = bench.prepare(source, text_columns=("meta.title", "body.raw"), column_separator=" | ")
+        assert bench.texts_of(store) == [f"T{n} | B{n}" for n in range(5)]
+        store = bench.prepare(source, messages_column="chat", message_template="<{role}>{content}")
+        assert bench.texts_of(store) == [f"<user>C{n}<user>C{n}" for n in range(5)]
+
+
+def test_a_prepared_store_is_resharded_and_widened_without_a_tokenizer(bench):
+    first = bench.prepare(write_jsonl(bench.folder / "a.jsonl", TEXTS))
+    wide = bench.prepare(first, tokenizer=None, dtype="int32", shard_bytes=10**6)
+    assert len(list(first.glob("*.idx"))) > 3
+    assert [path.name for path in wide.glob("*.bin")] == ["shard-00000.bin"]
+    assert bench.texts_of(wide) == TEXTS
+    back = bench.prepare(wide, tokenizer=None)
+    assert content_of(back) == content_of(first)
+
+
+def test_stores_of_two_tokenizers_are_not_merged(bench, tmp_path):
+    first = bench.prepare(write_jsonl(bench.folder / "a.jsonl", TEXTS))
+    manifest = json.loads((first / "manifest.json").read_text())
+    other = bench.folder / "other"
+    other.mkdir()
+    write_token_store(other / "shard-00000", [[1, 2, 3]], dtype=np.uint16)
+    shard = manifest["shards"][0] | {"name": "shard-00000"}
+    (other / "manifest.json").write_text(json.dumps(manifest | {"tokenizer_fingerprint": "feed", "shards": [shard]}))
+    with pytest.raises(PrepareError, match=r"tokenizer_fingerprint is .* and "):
+        bench.prepare(first, other)
+
+
+def test_any_megatron_store_is_read_by_prefix_and_keeps_its_width(bench):
+    documents = [np.arange(n, dtype=np.int32) for n in (3, 0, 5)]
+    write_token_store(bench.folder / "mine", documents, dtype=np.int32)
+    store = TokenStore(bench.prepare(bench.folder / "mine", tokenizer=None))
+    assert [document.tolist() for document in store] == [document.tolist() for document in documents]
+    assert store[0].dtype == np.int32
+    write_token_store(bench.folder / "large", [[70000]], dtype=np.int32)
+    with pytest.raises(ValueError, match="holds the token id 70000"):
+        bench.prepare(bench.folder / "large", tokenizer=None, dtype="uint16")
+
+
+def test_urls_of_a_store_are_files_folders_and_globs(bench):
+    fs = fsspec.filesystem("memory")
+    write_jsonl(bench.folder / "a.jsonl", TEXTS[:50])
+    pq.write_table(pa.table({"text": TEXTS[50:]}), bench.folder / "b.parquet", row_group_size=10)
+    for name in ("a.jsonl", "b.parquet"):
+        fs.pipe(f"/corpus/{name}", (bench.folder / name).read_bytes())
+    try:
+        for named in (["memory://corpus"], ["memory://corpus/*"], ["memory://corpus/a.jsonl", "memory://corpus/b*"]):
+            assert bench.texts_of(bench.prepare(*named)) == TEXTS
+        with pytest.raises(PrepareError, match="no file at memory://corpus/c"):
+            bench.prepare("memory://corpus/c")
+    finally:
+        fs.rm("/corpus", recursive=True)
+
+
+def test_files_are_read_over_http_and_signatures_are_kept_out_of_the_manifest(bench):
+    folder = bench.folder / "served"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl.gz", TEXTS)
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.jsonl.gz?signature=geheim"
+        store = bench.prepare(url)
+        server.shutdown()
+    assert bench.texts_of(store) == TEXTS
+    assert "geheim" not in (store / "manifest.json").read_text()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        """Nothing."""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("gone.jsonl", "no file at"), ("data.xyz", "tells its format"), ("empty", "no file at"), ("*.zip", "no file at")],
+)
+def test_inputs_that_are_none_are_refused_by_name(bench, name, message):
+    (bench.folder / "data.xyz").write_text("?")
+    (bench.folder / "empty").mkdir()
+    with pytest.raises(PrepareError, match=message):
+        bench.prepare(bench.folder / name)
+
+
+def test_text_without_a_tokenizer_and_without_an_end_token_is_refused(bench):
+    path = write_jsonl(bench.folder / "a.jsonl", TEXTS)
+    with pytest.raises(PrepareError, match="name the tokenizer"):
+        bench.prepare(path, tokenizer=None)
+    plain = json.loads(bench.tokenizer_path.read_text())
+    plain["added_tokens"], plain["model"]["vocab"] = [], {"a": 0}
+    other = bench.folder / "plain.json"
+    other.write_text(json.dumps(plain))
+    with pytest.raises(PrepareError, match="Which token ends a document"):
+        bench.prepare(path, tokenizer=str(other))
+    store = TokenStore(bench.prepare(path, eod_token=None, bos_token="<|endoftext|>"))
+    assert store[0][0] == 0
+    assert store[0][-1] != 0

@@ -1,0 +1,77 @@
+"""Prepared on a real Ray cluster, of which a worker is killed, the store is that of this process to the byte."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import ray
+
+from preparing import Bench, content_of, make_texts, write_jsonl
+from xlstm_jax.prepare import PrepareError, prepare
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    # Workers import the same modules as this process, wherever the tests run.
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path)
+
+
+def descendants(pid: int) -> list[int]:
+    try:
+        children = [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+    except FileNotFoundError:
+        return []
+    return children + [found for child in children for found in descendants(child)]
+
+
+def busy_workers() -> list[int]:
+    """Worker processes of our cluster that run a task at this moment: Ray writes that into their names."""
+    workers = []
+    for pid in descendants(os.getpid()):
+        try:
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::_run_on_node"):
+                workers.append(pid)
+        except FileNotFoundError:
+            continue
+    return workers
+
+
+def test_a_cluster_that_loses_workers_writes_the_same_bytes(cluster, bench):
+    corpus = write_jsonl(bench.folder / "a.jsonl", make_texts(3000, longest=300))
+    settings = {"task_bytes": 100_000, "shard_bytes": 200_000, "splits": {"train": 0.9, "validation": 0.1}}
+    expected = content_of(bench.prepare(corpus, **settings))
+    killed, seen = [], set()
+
+    def kill_one(progress):
+        seen.update(progress.workers)
+        busy = busy_workers()
+        if len(killed) < 2 and busy:
+            os.kill(busy[0], signal.SIGKILL)
+            killed.append(busy[0])
+
+    config = bench.config(corpus, engine="ray", workers=None, **settings)
+    prepare(config, watch=kill_one)
+    assert len(killed) == 2
+    assert len(seen) >= 2
+    assert content_of(config.output) == expected
+
+
+def test_bad_input_on_a_cluster_is_the_same_error_and_the_work_goes_on_afterwards(cluster, bench):
+    good = make_texts(50)
+    path = write_jsonl(bench.folder / "a.jsonl", [*good[:30], b"{", *good[30:]])
+    with pytest.raises(PrepareError, match=r"a\.jsonl, line 31: The line is no valid JSON"):
+        bench.prepare(path, engine="ray", workers=None)
+    store = bench.prepare(path, engine="ray", workers=None, on_error="skip")
+    assert bench.texts_of(store) == good

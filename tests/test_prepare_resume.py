@@ -1,0 +1,245 @@
+"""Stopped at any moment, the same command goes on, and the store is the same to the byte."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from preparing import Bench, content_of, make_texts, save_tokenizer, write_jsonl
+from xlstm_jax.dataset.sources import TokenStore
+from xlstm_jax.prepare import PrepareError, prepare, read_manifest
+from xlstm_jax.prepare.workspace import Workspace
+
+TEXTS = make_texts(150)
+COMMAND = "import sys; from xlstm_jax.cli import main; sys.exit(main())"
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path)
+
+
+@pytest.fixture
+def corpus(bench):
+    return write_jsonl(bench.folder / "a.jsonl", TEXTS)
+
+
+def interrupt_after(tasks):
+    def watch(progress):
+        if sum(progress.workers.values()) == tasks:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+def state_of(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Which file each name stands for."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+
+
+def test_an_interruption_after_every_task_leaves_only_whole_files_and_loses_no_work(bench, corpus):
+    expected = content_of(bench.prepare(corpus, splits={"a": 0.7, "b": 0.3}, drop_duplicates=False))
+    config = bench.config(corpus, splits={"a": 0.7, "b": 0.3})
+    before = {}
+    for _ in range(1000):
+        try:
+            prepare(config, watch=interrupt_after(1))
+            break
+        except KeyboardInterrupt:
+            now = state_of(config.output)
+            assert not [path for path in now if path.name.endswith(".part")]
+            # What was finished is what it was, or is not needed any more.
+            markers_and_shards = {path for path in before if path.suffix == ".json" or path.name.startswith("shard-")}
+            assert {path: now.get(path) for path in markers_and_shards} == {
+                path: before[path] for path in markers_and_shards
+            }
+            before = now
+    assert len(before) > 20
+    assert content_of(config.output) == expected
+
+
+def test_an_interruption_before_repeats_are_removed_is_no_matter(bench, corpus):
+    expected = content_of(bench.prepare(corpus, corpus, drop_duplicates=True))
+    config = bench.config(corpus, corpus, drop_duplicates=True)
+    for tasks in (3, 5):
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, watch=interrupt_after(tasks))
+    prepare(config)
+    assert content_of(config.output) == expected
+
+
+def test_what_was_consumed_by_finished_shards_is_not_kept(bench, corpus):
+    config = bench.config(corpus)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, watch=interrupt_after(6))
+    parts = sorted((config.output / ".work" / "parts").glob("*.bin"))
+    shards = sorted(config.output.glob("shard-*.bin"))
+    assert shards
+    assert parts[0].name > "00000001"
+
+
+class Command:
+    """`xlstm-data prepare` as a process of its own."""
+
+    def __init__(self, folder: Path, corpus: Path, before: str = ""):
+        arguments = ["prepare", str(corpus), "--output", str(folder / "by-command"), "--workers", "2"]
+        arguments += ["--tokenizer", str(folder / "tokenizer.json"), "--task-size", "20k", "--shard-size", "50k"]
+        code = before + COMMAND
+        self.parts = folder / "by-command" / ".work" / "parts"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def stop(self, number: int, tasks: int, then_s: float) -> tuple[int, str]:
+        """Send a signal some time after so many tasks are done, and wait for all its processes to end."""
+        while len(list(self.parts.glob("*.json"))) < tasks:
+            self.wait(0.01)
+        self.wait(then_s)
+        workers = [os.pidfd_open(int(pid)) for pid in children_of(self.process.pid)]
+        assert workers
+        self.process.send_signal(number)
+        _, said = self.process.communicate(timeout=60)
+        for worker in workers:
+            assert select.select([worker], [], [], 60)[0], "a worker outlives its parent"
+            os.close(worker)
+        return self.process.returncode, said
+
+    def wait(self, seconds: float) -> None:
+        with pytest.raises(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+
+    def finish(self) -> tuple[int, str]:
+        _, said = self.process.communicate(timeout=120)
+        return self.process.returncode, said
+
+
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_the_command_ends_with_the_same_bytes(tmp_path):
+    bench = Bench(tmp_path)
+    corpus = write_jsonl(tmp_path / "a.jsonl", make_texts(12_000, longest=80))
+    settings = {"task_bytes": 20 << 10, "shard_bytes": 50 << 10}
+    expected = content_of(bench.prepare(corpus, **settings))
+    moment = np.random.default_rng().uniform
+    assert Command(tmp_path, corpus).stop(signal.SIGKILL, 2, moment(0, 0.1))[0] == -signal.SIGKILL
+    code, said = Command(tmp_path, corpus).stop(signal.SIGINT, 15, moment(0, 0.1))
+    assert (code, "goes on from here" in said) == (130, True)
+    assert Command(tmp_path, corpus).stop(signal.SIGTERM, 30, moment(0, 0.1))[0] == -signal.SIGTERM
+    assert Command(tmp_path, corpus).stop(signal.SIGKILL, 50, moment(0, 0.1))[0] == -signal.SIGKILL
+    assert Command(tmp_path, corpus).finish()[0] == 0
+    assert content_of(tmp_path / "by-command") == expected
+
+
+def test_a_full_disk_is_an_error_and_no_loss(tmp_path):
+    save_tokenizer(tmp_path / "tokenizer.json")
+    corpus = write_jsonl(tmp_path / "a.jsonl", make_texts(600, longest=80))
+    # No file may grow beyond this: as with a full disk, a write fails somewhere in the middle.
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); "
+    code, said = Command(tmp_path, corpus, before=limit).finish()
+    assert code == 1
+    assert "File too large" in said
+    left = state_of(tmp_path / "by-command")
+    assert not [path for path in left if path.name.startswith("shard-") or path.name.endswith(".part")]
+    assert Command(tmp_path, corpus).finish()[0] == 0
+    bench = Bench(tmp_path)
+    expected = bench.prepare(corpus, task_bytes=20 << 10, shard_bytes=50 << 10)
+    assert content_of(tmp_path / "by-command") == content_of(expected)
+
+
+def test_a_worker_that_is_killed_is_replaced(bench, corpus):
+    killed = []
+
+    def kill_one(progress):
+        if not killed:
+            killed.append(int(next(iter(progress.workers)).rpartition(":")[2]))
+            os.kill(killed[0], signal.SIGKILL)
+
+    config = bench.config(corpus, workers=2)
+    prepare(config, watch=kill_one)
+    assert killed
+    assert content_of(config.output) == content_of(bench.prepare(corpus))
+
+
+def test_workers_that_die_again_and_again_are_an_error(bench, corpus):
+    def kill_all(progress):
+        for worker in progress.workers:
+            try:
+                os.kill(int(worker.rpartition(":")[2]), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    config = bench.config(corpus, workers=1, retries=1, task_bytes=500)
+    with pytest.raises(PrepareError, match="died, 2 times by now"):
+        prepare(config, watch=kill_all)
+
+
+def test_a_finished_store_is_left_as_it_is(bench, corpus):
+    config = bench.config(corpus)
+    prepare(config)
+    before = state_of(config.output)
+    assert prepare(config) == read_manifest(config.output)
+    assert state_of(config.output) == before
+
+
+def change_the_input(config):
+    path = Path(config.inputs[0])
+    path.write_text(path.read_text().replace("w1", "w2"))
+
+
+def change_the_tokenizer(config):
+    path = Path(config.tokenizer)
+    path.write_text(path.read_text().replace('"<|endoftext|>"', '"<eos>"'))
+
+
+@pytest.mark.parametrize("tasks", [4, None])
+@pytest.mark.parametrize(
+    ("change", "said"), [(change_the_input, "changed|input files"), (change_the_tokenizer, "tokenizer_fingerprint")]
+)
+def test_a_changed_input_or_tokenizer_is_refused(bench, corpus, change, said, tasks):
+    config = bench.config(corpus)
+    if tasks is None:
+        prepare(config)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, watch=interrupt_after(tasks))
+    before = state_of(config.output)
+    change(config)
+    with pytest.raises(PrepareError, match=said):
+        prepare(config)
+    assert {path: state for path, state in state_of(config.output).items() if path.name != "lock"} == {
+        path: state for path, state in before.items() if path.name != "lock"
+    }
+
+
+def test_other_settings_are_refused_and_named(bench, corpus):
+    config = bench.config(corpus)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, watch=interrupt_after(2))
+    with pytest.raises(PrepareError, match="shard_bytes was 5000, now 6000"):
+        bench.prepare(corpus, output=config.output, shard_bytes=6000)
+    more = write_jsonl(bench.folder / "b.jsonl", ["x"])
+    with pytest.raises(PrepareError, match=r"1 new \(such as .*b\.jsonl\)"):
+        bench.prepare(corpus, more, output=config.output)
+
+
+def test_two_processes_do_not_work_on_one_store(bench, corpus):
+    config = bench.config(corpus)
+    with Workspace(config.output).locked(), pytest.raises(PrepareError, match="Another process prepares"):
+        prepare(config)
+
+
+def test_a_store_of_someone_else_is_not_overwritten(bench, corpus):
+    first = bench.prepare(corpus)
+    (first / "manifest.json").unlink()
+    with pytest.raises(PrepareError, match="not of this tool"):
+        bench.prepare(corpus, output=first)
+    assert len(TokenStore(first)) == 150

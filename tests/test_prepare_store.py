@@ -1,0 +1,309 @@
+"""What a prepared store holds, what is left out of it and why, and whether it is sound."""
+
+import gzip
+import json
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from array_record.python.array_record_module import ArrayRecordReader
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preparing import EOD, Bench, content_of, make_texts, write_jsonl
+from xlstm_jax.cli import main
+from xlstm_jax.dataset.sources import TokenStore
+from xlstm_jax.prepare import PrepareConfig, PrepareError, info, prepare, read_manifest, verify
+from xlstm_jax.prepare.duplicates import mark_first
+from xlstm_jax.prepare.splits import SplitRule
+
+TEXTS = make_texts(150)
+GOOD = b'{"text": "good"}'
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path)
+
+
+@pytest.fixture
+def corpus(bench):
+    return write_jsonl(bench.folder / "a.jsonl", TEXTS)
+
+
+def test_the_manifest_says_what_the_store_holds(bench, corpus):
+    store = bench.prepare(corpus)
+    manifest = read_manifest(store)
+    lengths = TokenStore(store).lengths
+    assert (manifest.documents, manifest.tokens) == (150, int(lengths.sum()))
+    assert (manifest.eod_token_id, manifest.dtype, manifest.vocab_size) == (EOD, "uint16", 257)
+    assert manifest.tokenizer_fingerprint == bench.tokenizer.fingerprint
+    assert manifest.text_bytes == sum(len(text.encode()) for text in TEXTS)
+    assert manifest.text_tokens == manifest.tokens - 150
+    assert sum(shard.documents for shard in manifest.shards) == 150
+    assert manifest.shards[0].source == {"first": str(corpus), "last": str(corpus)}
+    expected = {}
+    for length in sorted(lengths.tolist()):
+        low = str(2 ** (length.bit_length() - 1))
+        expected[low] = expected.get(low, 0) + 1
+    assert manifest.length_histogram == expected
+    assert not (store / ".work").exists()
+
+
+def test_shards_are_as_full_as_whole_documents_allow(bench, corpus):
+    store = bench.prepare(corpus, shard_bytes=1000)
+    lengths = TokenStore(store).lengths.tolist()
+    shards, tokens = [[]], 0
+    for length in lengths:
+        if shards[-1] and tokens + length > 500:
+            shards.append([])
+            tokens = 0
+        shards[-1].append(length)
+        tokens += length
+    assert [shard.documents for shard in read_manifest(store).shards] == [len(shard) for shard in shards]
+    assert [shard.tokens for shard in read_manifest(store).shards] == [sum(shard) for shard in shards]
+
+
+def test_workers_do_not_change_a_byte(bench, corpus):
+    expected = content_of(bench.prepare(corpus, drop_duplicates=True, splits={"a": 0.5, "b": 0.5}))
+    assert content_of(bench.prepare(corpus, drop_duplicates=True, splits={"a": 0.5, "b": 0.5}, workers=2)) == expected
+
+
+def test_array_records_hold_the_same_documents(bench, corpus):
+    stored = TokenStore(bench.prepare(corpus))
+    folder = bench.prepare(corpus, output_format="array_record")
+    documents = []
+    for path in sorted(folder.glob("*.array_record")):
+        reader = ArrayRecordReader(str(path))
+        documents += [np.frombuffer(record, "<i4") for record in reader.read_all()]
+        reader.close()
+    assert [document.tolist() for document in documents] == [document.tolist() for document in stored]
+    assert verify(folder) == []
+    assert read_manifest(folder).dtype == "int32"
+    assert content_of(bench.prepare(corpus, output_format="array_record", task_bytes=300)) == content_of(folder)
+
+
+def test_splits_hold_each_document_once_in_their_order(bench, corpus):
+    store = bench.prepare(corpus, splits={"train": 0.8, "validation": 0.2})
+    train, validation = (bench.texts_of(store / name) for name in ("train", "validation"))
+    assert [text for text in TEXTS if text in set(train)] == train
+    assert sorted(train + validation) == sorted(TEXTS)
+    assert 10 < len(validation) < 50
+    assert read_manifest(store).documents == 150
+    assert verify(store) == []
+    assert "validation: " in info(store)
+
+
+def test_more_data_moves_no_document_to_another_split(bench, corpus):
+    more = write_jsonl(bench.folder / "b.jsonl", make_texts(100, seed=1))
+    shares = {"train": 0.7, "validation": 0.3}
+    before = bench.prepare(corpus, splits=shares)
+    after = bench.prepare(more, corpus, splits=shares)
+    for name in shares:
+        assert set(bench.texts_of(before / name)) <= set(bench.texts_of(after / name))
+
+
+def test_splits_get_their_shares():
+    rule = SplitRule({"a": 0.9, "b": 0.09, "c": 0.01}, seed=0)
+    counts = np.bincount(rule.deal(b"%d" % n for n in range(20_000))[1], minlength=3)
+    assert np.abs(counts - [18_000, 1_800, 200]).max() < 150
+
+
+def test_a_split_that_gets_nothing_is_an_empty_store(bench):
+    store = bench.prepare(write_jsonl(bench.folder / "one.jsonl", ["x"]), splits={"a": 0.5, "b": 0.5})
+    assert sorted(len(TokenStore(store / name)) for name in "ab") == [0, 1]
+    assert verify(store) == []
+
+
+@pytest.mark.parametrize("settings", [{"task_bytes": 500}, {"splits": {"a": 0.5, "b": 0.5}}, {"shard_bytes": 100}])
+def test_only_the_first_of_equal_documents_is_kept(bench, settings):
+    repeated = [TEXTS[n] for n in np.random.default_rng(0).integers(0, 60, 200)]
+    store = bench.prepare(write_jsonl(bench.folder / "r.jsonl", repeated), drop_duplicates=True, **settings)
+    once = list(dict.fromkeys(repeated))
+    folders = [store / name for name in settings.get("splits", [""])]
+    kept = [bench.texts_of(folder) for folder in folders]
+    assert [[text for text in once if text in set(texts)] for texts in kept] == kept
+    assert sum(map(len, kept)) == len(once)
+    assert read_manifest(store).duplicates == 200 - len(once)
+    assert verify(store) == []
+
+
+@settings(max_examples=40)
+@given(st.lists(st.lists(st.integers(0, 9), max_size=12), max_size=5), st.integers(1, 4))
+def test_repeats_are_found_across_all_parts(tmp_path_factory, parts, records):
+    folder = tmp_path_factory.mktemp("repeats")
+    contents = [content for part in parts for content in part]
+    files = []
+    for n, part in enumerate(parts):
+        files.append(folder / f"{n}")
+        files[-1].write_bytes(SplitRule({}, 0).deal(b"%d" % content for content in part)[0].tobytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xlstm_jax.prepare.duplicates._RECORDS_PER_FILE", records)
+        mark_first(files, len(contents), folder / "out")
+    marks = np.frombuffer((folder / "out").read_bytes(), dtype=np.uint8).tolist()
+    assert marks == [int(contents.index(content) == n) for n, content in enumerate(contents)]
+
+
+BAD_LINES = {
+    "broken JSON": b'{"text": "bad',
+    "invalid utf-8": b'{"text": "\xff"}',
+    "missing column": b'{"txt": "bad"}',
+    "null": b'{"text": null}',
+    "empty text": b'{"text": ""}',
+    "wrong type": b'{"text": 3}',
+    "invalid unicode": b'{"text": "\\ud800"}',
+}
+
+
+@pytest.mark.parametrize(("reason", "line"), BAD_LINES.items())
+def test_a_bad_line_is_an_error_with_its_number(bench, reason, line):
+    path = write_jsonl(bench.folder / "a.jsonl", [GOOD] * 30 + [line] + [GOOD] * 5)
+    with pytest.raises(PrepareError, match=r"a\.jsonl, line 31: .*on-error skip"):
+        bench.prepare(path, task_bytes=100)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_lines_are_counted_and_described(bench, workers):
+    lines = [GOOD] + [part for line in BAD_LINES.values() for part in (line, GOOD)]
+    path = write_jsonl(bench.folder / "a.jsonl", lines)
+    store = bench.prepare(path, on_error="skip", task_bytes=50, workers=workers)
+    assert bench.texts_of(store) == ["good"] * 8
+    assert read_manifest(store).skipped == dict.fromkeys(BAD_LINES, 1)
+    errors = [json.loads(line) for line in (store / "errors.jsonl").read_text().splitlines()]
+    assert [(error["reason"], error["line"]) for error in errors] == [(r, 2 * n + 2) for n, r in enumerate(BAD_LINES)]
+    assert all(error["path"] == str(path) for error in errors)
+    assert errors[0]["excerpt"] == '{"text": "bad'
+
+
+def test_every_skipped_record_is_counted_and_a_hundred_of_a_kind_described(bench):
+    path = write_jsonl(bench.folder / "a.jsonl", [b"{"] * 250 + [GOOD])
+    store = bench.prepare(path, on_error="skip", task_bytes=40)
+    assert read_manifest(store).skipped == {"broken JSON": 250}
+    lines = [json.loads(line)["line"] for line in (store / "errors.jsonl").read_text().splitlines()]
+    assert lines == list(range(1, 101))
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("spoil", [lambda content: content[:-20], lambda content: b"xyz" + content])
+def test_a_compressed_file_that_ends_early_or_is_none_is_an_error_with_its_place(bench, suffix, spoil):
+    plain = write_jsonl(bench.folder / "a.jsonl", TEXTS).read_bytes()
+    compress = gzip.compress if suffix == "gz" else zstandard.ZstdCompressor().compress
+    path = bench.folder / f"b.jsonl.{suffix}"
+    path.write_bytes(spoil(compress(plain)))
+    with pytest.raises(PrepareError, match=r"b\.jsonl\..*, line \d+: The compressed file (ends early|is damaged)"):
+        bench.prepare(path)
+    store = bench.prepare(path, on_error="skip")
+    assert read_manifest(store).skipped == {"damaged file": 1}
+    texts = bench.texts_of(store)
+    assert texts == TEXTS[: len(texts)]
+
+
+def test_rows_of_tables_are_named_and_skipped_one_by_one(bench):
+    texts = pa.array([b"good"] * 20 + [b"\xff"] + [b"good"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": texts}), bench.folder / "a.parquet", row_group_size=8)
+    with pytest.raises(PrepareError, match=r"a\.parquet, row 21: .*utf-8"):
+        bench.prepare(bench.folder / "a.parquet", task_bytes=1)
+    store = bench.prepare(bench.folder / "a.parquet", task_bytes=1, on_error="skip")
+    assert bench.texts_of(store) == ["good"] * 21
+    with pytest.raises(PrepareError, match="no column 'body', only: text"):
+        bench.prepare(bench.folder / "a.parquet", text_columns=("body",))
+    assert read_manifest(
+        bench.prepare(bench.folder / "a.parquet", text_columns=("body",), on_error="skip")
+    ).skipped == {"missing column": 22}
+
+
+def test_a_damaged_table_is_named(bench):
+    (bench.folder / "a.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(PrepareError, match=r"a\.parquet cannot be read"):
+        bench.prepare(bench.folder / "a.parquet")
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda store: flip_a_byte(store / "shard-00001.bin"), r"shard-00001\.bin: its checksum is"),
+        (lambda store: flip_a_byte(store / "shard-00001.idx"), r"shard-00001\.idx: its checksum is"),
+        (lambda store: (store / "shard-00001.bin").unlink(), r"shard-00001\.bin: the file is missing"),
+        (lambda store: (store / "shard-00001.idx").write_bytes(b""), r"shard-00001\.idx: it has 0 bytes"),
+        (lambda store: (store / "more.idx").write_bytes(b""), r"more\.idx: the manifest knows nothing"),
+        (lambda store: (store / "manifest.json").unlink(), r"There is no manifest\.json"),
+    ],
+)
+def test_verify_names_what_is_broken(bench, corpus, spoil, said, capsys):
+    store = bench.prepare(corpus)
+    assert main(["verify", str(store)]) == 0
+    spoil(store)
+    capsys.readouterr()
+    assert main(["verify", str(store)]) == 1
+    assert re.search(said, capsys.readouterr().out)
+
+
+def test_counts_that_do_not_agree_are_found(bench, corpus):
+    store = bench.prepare(corpus)
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["documents"] += 1
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    assert any("it should have 151 documents" in line for line in verify(store))
+
+
+def test_the_command_line_does_what_the_function_does(bench, corpus, capsys):
+    output = bench.folder / "by-command"
+    arguments = ["prepare", str(corpus), "--output", str(output), "--tokenizer", str(bench.tokenizer_path)]
+    arguments += [
+        "--workers",
+        "0",
+        "--task-size",
+        "2000",
+        "--shard-size",
+        "5000",
+        "--storage-options",
+        '{"key": "geheim"}',
+    ]
+    assert main(arguments) == 0
+    assert "150 documents" in capsys.readouterr().out
+    assert content_of(output) == content_of(bench.prepare(corpus))
+    command = read_manifest(output).command
+    assert command.startswith("xlstm-data prepare ")
+    assert "geheim" not in (output / "manifest.json").read_text()
+    assert main(["info", str(output)]) == 0
+    assert "shard-00000: " in capsys.readouterr().out
+    assert main(["prepare", "nowhere.jsonl", "--output", str(bench.folder / "x"), "--tokenizer", "t.json"]) == 1
+    assert "no file at nowhere.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"inputs": ()}, "no inputs"),
+        ({"splits": {"a": 0.5}}, "add up to 1, got 0.5"),
+        ({"splits": {"../a": 1.0}}, "cannot name one"),
+        ({"engine": "spark"}, "engine='spark' is unknown"),
+        ({"workers": -1}, "workers must be an integer of at least 0"),
+        ({"address": "auto"}, "is for engine='ray'"),
+        ({"output": "s3://bucket/store"}, "is a URL"),
+        ({"text_columns": ()}, "at least one column"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        PrepareConfig(**({"inputs": ["a"], "output": "b"} | wrong))
+
+
+def test_a_config_shows_no_secrets():
+    assert "geheim" not in repr(PrepareConfig(inputs=["a"], output="b", storage_options={"secret": "geheim"}))
+
+
+def test_prepare_says_what_it_has_done(bench, corpus):
+    seen = []
+    manifest = prepare(bench.config(corpus), watch=lambda progress: seen.append(str(progress)))
+    assert len(seen) > 3
+    assert seen[-1].startswith(f"100.0%, 150 documents, {manifest.tokens} tokens")

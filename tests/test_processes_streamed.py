@@ -1,0 +1,141 @@
+"""Laws 1 and 4 with real JAX processes: streamed data, and the end of any data."""
+
+import functools
+
+import pytest
+
+import meshes
+import processes
+from loading import Job, Streamed, assert_same, draw, make_documents
+
+STEPS = 4
+MANY = 1000
+SHARDS = 4
+CONTIGUOUS = ["one axis", "a model axis within processes"]
+
+
+def documents_of(counts, longest=40, streamed=True):
+    datasets, first = {}, 1
+    for number, count in enumerate(counts):
+        documents = make_documents(number, count, longest, first)
+        first += sum(map(len, documents))
+        datasets[f"d{number}"] = Streamed(documents) if streamed else documents
+    return datasets
+
+
+def uneven_documents():
+    """Sorted by length, so that unshuffled lanes get very different numbers of rows."""
+    return sorted(make_documents(3, 61, 60), key=len)
+
+
+def make_job(**changes) -> Job:
+    options = {"datasets": documents_of((90, 40, 20)), "batch": 24, "shards": SHARDS, "weights": [3, 2, 1]}
+    return Job(**(options | changes))
+
+
+ENDS = {
+    "uneven lanes": {"datasets": {"d": Streamed(uneven_documents())}, "weights": None, "shuffle": False},
+    "even lanes": {"datasets": documents_of((64,), longest=1), "weights": None, "packing": None},
+    "empty lanes": {"datasets": documents_of((3,)), "weights": None},
+    "one document": {"datasets": documents_of((1,)), "weights": None},
+    "a mixture of which one dataset ends": {"datasets": documents_of((90, 4, 1)), "weights": [1, 1, 1]},
+    "two epochs": {"num_epochs": 2},
+    "planned, uneven lanes": {"datasets": {"d": uneven_documents()}, "weights": None, "shuffle": False},
+    "planned, one document": {"datasets": documents_of((1,), streamed=False), "weights": None},
+    "planned mixture": {"datasets": documents_of((90, 4, 1), streamed=False), "weights": [1, 1, 1]},
+}
+
+
+def end_job(case: str, drop_remainder: bool, prefetch: int = 0) -> Job:
+    return make_job(**({"num_epochs": 1} | ENDS[case]), drop_remainder=drop_remainder, prefetch=prefetch)
+
+
+def load_in_a_process() -> dict:
+    """What this process holds of the batches on each mesh, and of all batches of data that ends."""
+    report = {}
+    for number, name in enumerate(CONTIGUOUS):
+        with meshes.make_loader(make_job(prefetch=number), *meshes.make_mesh(name)) as loader:
+            report[name] = [meshes.held(batch) for batch in meshes.take(loader, STEPS)]
+    for case in ENDS:
+        for drop_remainder in (False, True):
+            job = end_job(case, drop_remainder, prefetch=2 if drop_remainder else 0)
+            with meshes.make_loader(job, *meshes.make_mesh("one axis")) as loader:
+                report[case, drop_remainder] = [meshes.held(batch) for batch in meshes.take(loader, MANY)]
+    return report
+
+
+def save_in_a_process() -> list[dict]:
+    """The positions that this process sees, before and after a batch."""
+    with meshes.make_loader(make_job(prefetch=3), *meshes.make_mesh("one axis")) as loader:
+        states = [loader.get_state()]
+        for _ in meshes.take(loader, 1):
+            states.append(loader.get_state())
+    return states
+
+
+def be_refused_in_a_process(mesh: str) -> str:
+    """What a loader that cannot be says."""
+    try:
+        with meshes.make_loader(make_job(), *meshes.make_mesh(mesh)) as loader:
+            meshes.take(loader, 1)
+    except ValueError as refused:
+        return str(refused)
+    return "not refused"
+
+
+@pytest.fixture(scope="module")
+def reports_of(tmp_path_factory):
+    """What each process of a cluster reports; one start serves all tests of a number of processes."""
+
+    @functools.cache
+    def reports(count: int) -> list[dict]:
+        return processes.run(
+            "test_processes_streamed.load_in_a_process",
+            count,
+            tmp_path_factory.mktemp("streamed"),
+            devices=meshes.DEVICES // count,
+            timeout_s=60,
+        )
+
+    return reports
+
+
+@pytest.mark.parametrize("mesh", CONTIGUOUS)
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_hold_the_streamed_batches_of_one_process(reports_of, count, mesh):
+    alone = draw(make_job().loader(), STEPS)
+    assert_same(meshes.put_all_together(report[mesh] for report in reports_of(count)), alone)
+
+
+@pytest.mark.parametrize("drop_remainder", [False, True])
+@pytest.mark.parametrize("case", ENDS)
+@pytest.mark.parametrize("count", [2, 4])
+def test_all_processes_end_at_the_same_step_with_the_batches_of_one_process(reports_of, count, case, drop_remainder):
+    batches = [report[case, drop_remainder] for report in reports_of(count)]
+    assert len({len(part) for part in batches}) == 1, "processes end at different steps"
+    assert_same(meshes.put_all_together(batches), draw(end_job(case, drop_remainder).loader(), MANY))
+
+
+def test_every_process_sees_the_same_position_of_streamed_data(tmp_path):
+    reports = processes.run("test_processes_streamed.save_in_a_process", 4, tmp_path, devices=3, timeout_s=60)
+    with make_job().loader() as loader:
+        states = [loader.get_state()]
+        draw(loader, 1)
+        states.append(loader.get_state())
+    assert reports == [states] * 4
+
+
+def test_a_number_of_processes_that_does_not_divide_the_lanes_is_refused_and_told_which_do(tmp_path):
+    refused = processes.run(
+        "test_processes_streamed.be_refused_in_a_process", 3, tmp_path, devices=4, timeout_s=60, mesh="one axis"
+    )
+    assert all("[1, 2, 4] hosts" in words for words in refused)
+
+
+@pytest.mark.parametrize("mesh", ["processes in reverse", "processes in turn", "everything replicated"])
+def test_a_mesh_that_gives_a_process_rows_of_lanes_it_does_not_read_is_refused(tmp_path, mesh):
+    refused = processes.run(
+        "test_processes_streamed.be_refused_in_a_process", 2, tmp_path, devices=6, timeout_s=60, mesh=mesh
+    )
+    assert all("not refused" not in words for words in refused)
+    assert all("lane" in words or "host" in words for words in refused)
