@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from report import Console, Step, draw_losses, show_comparison, show_epoch, show_rows
 
@@ -80,7 +81,7 @@ def _fresh_folder(folder: Path) -> Path:
     return folder
 
 
-def _prepare(options: argparse.Namespace, work: Path, console: Console) -> "Settings":
+def _prepare(options: argparse.Namespace, work: Path, console: Console) -> Any:
     """Text → tokenizer → token store; the settings of the runs."""
     from corpus import END_OF_DOCUMENT, read_corpus, train_tokenizer, write_store
     from training import Settings

@@ -208,8 +208,9 @@ def narrowed_ids(tokens: NDArray[Any], lengths: NDArray[Any], describe: Callable
 
 def begins_of(lengths: NDArray[Any]) -> NDArray[np.int64]:
     """Place of each document's first token when documents of these lengths lie end to end."""
-    lengths = lengths.astype(np.int64, copy=False)
-    return np.cumsum(lengths) - lengths
+    counts: NDArray[np.int64] = lengths.astype(np.int64, copy=False)
+    begins: NDArray[np.int64] = np.cumsum(counts) - counts
+    return begins
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:

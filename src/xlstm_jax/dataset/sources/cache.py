@@ -1,8 +1,8 @@
 """What is costly to find out about data files (lengths, line offsets) is kept beside them, or in a cache folder.
 
-The cache folder is `$XLSTM_DATA_CACHE`, else `~/.cache/xlstm-data`. Files are named after a stamp of the data's content,
-so what was kept for data that has changed since is not found again; they appear whole or not at all, and may be deleted
-at any time.
+The cache folder is `$XLSTM_DATA_CACHE`, else `~/.cache/xlstm-data`. Files are named after a stamp of the data's
+content, so what was kept for data that has changed since is not found again; they appear whole or not at all, and may
+be deleted at any time.
 """
 
 import logging

@@ -65,7 +65,7 @@ def _hashed_tokens(tokens: NDArray[Any]) -> bytes:
     return tokens.astype("<i8").tobytes()
 
 
-def _encoded(element: Any) -> bytes:
+def _encoded(element: Any) -> bytes:  # noqa: PLR0911 - one return for each kind
     """An element as bytes; equal elements of plain types give equal bytes in every process."""
     if isinstance(element, str):
         return b"s" + element.encode("utf-8", "surrogatepass")

@@ -1,12 +1,13 @@
-"""The index file (`.idx`) of Megatron-LM's indexed dataset, the format of our token store.
+r"""The index file (`.idx`) of Megatron-LM's indexed dataset, the format of our token store.
 
-A store is two files: `<prefix>.bin` holds the tokens of all sequences end to end, `<prefix>.idx` says where each begins.
-The index, little-endian and without padding (Megatron Core, `megatron/core/datasets/indexed_dataset.py`; Shoeybi et al.,
-"Megatron-LM", 2019):
+A store is two files: `<prefix>.bin` holds the tokens of all sequences end to end, `<prefix>.idx` says where each
+begins.
+The index, little-endian and without padding (Megatron Core, `megatron/core/datasets/indexed_dataset.py`; Shoeybi et
+al., "Megatron-LM", 2019):
 
 | bytes | what |
 |---|---|
-| 9 | magic `MMIDIDX\\0\\0` |
+| 9 | magic `MMIDIDX\0\0` |
 | 8 | version, uint64, 1 |
 | 1 | dtype of the tokens, uint8, see `DTYPES` |
 | 8 | number of sequences n, uint64 |
@@ -28,7 +29,7 @@ __all__ = ["DTYPES", "HEADER", "MAGIC", "TokenIndex", "index_header", "read_inde
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 VERSION = 1
-DTYPES = {
+DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype("<u1"),
     2: np.dtype("<i1"),
     3: np.dtype("<i2"),
@@ -67,7 +68,8 @@ def read_index(path: Path, data_bytes: int) -> TokenIndex:
     mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
     sizes_end = HEADER.size + 4 * sequences
     pointers_end = sizes_end + 8 * sequences
-    # An aligned copy: the sizes lie at an odd place in the file, and NumPy copies unaligned arrays whole for each gather.
+    # An aligned copy: the sizes lie at an odd place in the file, and NumPy copies unaligned arrays whole for each
+    # gather.
     sizes = mapped[HEADER.size : sizes_end].view("<i4").copy()
     pointers = mapped[sizes_end:pointers_end].view("<i8")
     first_sequence = mapped[pointers_end:].view("<i8")

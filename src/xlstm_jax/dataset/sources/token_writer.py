@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,7 +52,7 @@ class TokenStoreWriter:
         """Number of documents added so far."""
         return self._documents
 
-    def __enter__(self) -> "TokenStoreWriter":
+    def __enter__(self) -> Self:
         name = f".{self._prefix.name}.{uuid.uuid4().hex}"
         data, index = (self._prefix.with_name(f"{name}{kind}.part") for kind in (".bin", ".idx"))
         self._parts = data, index
@@ -168,7 +168,7 @@ def _store_dtype(dtype: Any, vocab_size: int | None) -> np.dtype[Any]:
         raise ValueError(f"vocab_size must be from 1 to {_INT32.max + 1}, got {vocab_size}.")
     if dtype is None:
         return np.dtype("<u2") if vocab_size is not None and vocab_size <= _UINT16_IDS else np.dtype("<i4")
-    chosen = np.dtype(dtype)
+    chosen: np.dtype[Any] = np.dtype(dtype)
     if chosen not in DTYPES.values() or chosen.kind not in "iu" or chosen.itemsize > _INT32.dtype.itemsize:
         raise ValueError(f"A token store holds uint16 or int32 (or uint8, int8, int16) tokens, got {chosen}.")
     if vocab_size is not None and vocab_size - 1 > np.iinfo(chosen).max:
