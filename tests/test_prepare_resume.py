@@ -74,11 +74,23 @@ def test_an_interruption_before_repeats_are_removed_is_no_matter(bench, corpus):
     assert content_of(config.output) == expected
 
 
+def test_an_unfinished_store_is_not_opened_nor_prepared_from(bench, corpus):
+    config = bench.config(corpus, splits={"train": 0.9, "rest": 0.1})
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, watch=interrupt_after(6))
+    assert list((config.output / "train").glob("shard-*.idx"))
+    for folder in (config.output, config.output / "train"):
+        with pytest.raises(ValueError, match="not finished"):
+            TokenStore(folder)
+        with pytest.raises(PrepareError, match="unfinished"):
+            bench.prepare(folder)
+
+
 def test_what_was_consumed_by_finished_shards_is_not_kept(bench, corpus):
     config = bench.config(corpus)
     with pytest.raises(KeyboardInterrupt):
         prepare(config, watch=interrupt_after(6))
-    parts = sorted((config.output / ".work" / "parts").glob("*.bin"))
+    parts = sorted((config.output / ".unfinished" / "parts").glob("*.bin"))
     shards = sorted(config.output.glob("shard-*.bin"))
     assert shards
     assert parts[0].name > "00000001"
@@ -91,7 +103,7 @@ class Command:
         arguments = ["prepare", str(corpus), "--output", str(folder / "by-command"), "--workers", "2"]
         arguments += ["--tokenizer", str(folder / "tokenizer.json"), "--task-size", "20k", "--shard-size", "50k"]
         code = before + COMMAND
-        self.parts = folder / "by-command" / ".work" / "parts"
+        self.parts = folder / "by-command" / ".unfinished" / "parts"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -50,7 +50,7 @@ def test_the_manifest_says_what_the_store_holds(bench, corpus):
         low = str(2 ** (length.bit_length() - 1))
         expected[low] = expected.get(low, 0) + 1
     assert manifest.length_histogram == expected
-    assert not (store / ".work").exists()
+    assert not (store / ".unfinished").exists()
 
 
 def test_shards_are_as_full_as_whole_documents_allow(bench, corpus):
@@ -81,6 +81,10 @@ def test_array_records_hold_the_same_documents(bench, corpus):
         documents += [np.frombuffer(record, "<i4") for record in reader.read_all()]
         reader.close()
     assert [document.tolist() for document in documents] == [document.tolist() for document in stored]
+    assert (
+        np.load(folder / "shard-00000.lengths.npy").tolist()
+        == stored.lengths[: read_manifest(folder).shards[0].documents].tolist()
+    )
     assert verify(folder) == []
     assert read_manifest(folder).dtype == "int32"
     assert content_of(bench.prepare(corpus, output_format="array_record", task_bytes=300)) == content_of(folder)
@@ -236,6 +240,7 @@ def flip_a_byte(path):
         (lambda store: (store / "shard-00001.idx").write_bytes(b""), r"shard-00001\.idx: it has 0 bytes"),
         (lambda store: (store / "more.idx").write_bytes(b""), r"more\.idx: the manifest knows nothing"),
         (lambda store: (store / "manifest.json").unlink(), r"There is no manifest\.json"),
+        (lambda store: (store / "manifest.json").write_bytes(b"{"), r"manifest\.json is damaged"),
     ],
 )
 def test_verify_names_what_is_broken(bench, corpus, spoil, said, capsys):
@@ -245,6 +250,13 @@ def test_verify_names_what_is_broken(bench, corpus, spoil, said, capsys):
     capsys.readouterr()
     assert main(["verify", str(store)]) == 1
     assert re.search(said, capsys.readouterr().out)
+
+
+def test_lengths_that_are_not_those_of_the_records_are_found(bench, corpus):
+    store = bench.prepare(corpus, output_format="array_record")
+    lengths = np.load(store / "shard-00000.lengths.npy")
+    np.save(store / "shard-00000.lengths.npy", lengths[::-1])
+    assert any("are not those of the records" in line for line in verify(store))
 
 
 def test_counts_that_do_not_agree_are_found(bench, corpus):

@@ -1,4 +1,4 @@
-"""Shards as ArrayRecord files: a document is a record of its tokens."""
+"""Shards as ArrayRecord files: a document is a record of its tokens; their lengths lie beside them."""
 
 from pathlib import Path
 from types import TracebackType
@@ -7,7 +7,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm_jax.dataset.sources.cache import whole_file
 from xlstm_jax.dataset.sources.extras import require
+from xlstm_jax.dataset.sources.manifest import LENGTHS
 
 __all__ = ["ArrayRecordShardWriter"]
 
@@ -15,13 +17,17 @@ __all__ = ["ArrayRecordShardWriter"]
 class ArrayRecordShardWriter:
     """Writes one ArrayRecord file of tokens (int32 bytes, little-endian, one record a document), whole or not at all.
 
+    Beside it goes an array of the documents' token counts, so that readers need not look at each record for its size.
+
     Args:
-        prefix: Where the file is to lie, without its suffix.
+        prefix: Where the files are to lie, without their suffixes.
     """
 
     def __init__(self, prefix: Path) -> None:
         self._path = prefix.with_name(prefix.name + ".array_record")
         self._part = prefix.with_name(f".{prefix.name}.array_record.part")
+        self._lengths_path = prefix.with_name(prefix.name + LENGTHS)
+        self._lengths: list[NDArray[np.int32]] = []
 
     def __enter__(self) -> Self:
         module = require("array_record.python.array_record_module", "array_record")
@@ -32,6 +38,7 @@ class ArrayRecordShardWriter:
     def add_many(self, flat_tokens: NDArray[Any], lengths: NDArray[np.int64]) -> None:
         """Append documents that lie end to end."""
         content = np.ascontiguousarray(flat_tokens, dtype="<i4").tobytes()
+        self._lengths.append(lengths.astype(np.int32))
         begin = 0
         for size in (4 * lengths).tolist():
             self._writer.write(content[begin : begin + size])
@@ -42,6 +49,8 @@ class ArrayRecordShardWriter:
     ) -> None:
         self._writer.close()
         if kind is None:
+            with whole_file(self._lengths_path) as file:
+                np.save(file, np.concatenate([np.zeros(0, np.int32), *self._lengths]))
             self._part.replace(self._path)
         else:
             self._part.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from xlstm_jax.dataset.sources.manifest import is_unfinished
 from xlstm_jax.prepare.config import AUTO, PrepareConfig
 from xlstm_jax.prepare.errors import PrepareError
 from xlstm_jax.prepare.storage import StoredFile, find, is_url, public
@@ -102,7 +103,7 @@ def _described_files(folder: Path) -> list[Path] | None:
             raise PrepareError(f"{folder} holds several splits; name one, such as {folder / manifest['splits'][0]}.")
         if manifest.get("format") == "token_store":
             return [folder / f"{shard['name']}.idx" for shard in manifest["shards"]]
-    elif (folder / ".work").is_dir():
+    elif is_unfinished(folder):
         raise PrepareError(f"{folder} is an unfinished store; run its prepare command again, to the end.")
     return None
 

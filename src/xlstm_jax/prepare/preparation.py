@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from xlstm_jax.dataset.sources.cache import whole_file
 from xlstm_jax.dataset.sources.fingerprint import digest
+from xlstm_jax.dataset.sources.manifest import MANIFEST, Manifest, read_manifest
 from xlstm_jax.prepare.config import PrepareConfig
 from xlstm_jax.prepare.duplicates import mark_first
 from xlstm_jax.prepare.engines import run_tasks
 from xlstm_jax.prepare.errors import PrepareError, Skipped
 from xlstm_jax.prepare.inputs import InputFile, list_inputs
-from xlstm_jax.prepare.manifest import MANIFEST, Manifest, read_manifest
 from xlstm_jax.prepare.progress import Progress, Watch, log_lines
 from xlstm_jax.prepare.settle import settle
 from xlstm_jax.prepare.shards import ShardWriter
@@ -63,6 +63,8 @@ def prepare(config: PrepareConfig, *, command: str | None = None, watch: Watch |
         "digest": digest(*(json.dumps(entry).encode() for entry in inputs)),
     }
     workspace = Workspace(config.output)
+    if (config.output / MANIFEST).is_file() and not workspace.folder.is_dir():
+        return _finished(config, settings, summary)
     with workspace.locked():
         if (config.output / MANIFEST).is_file():
             manifest = _finished(config, settings, summary)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from xlstm_jax.prepare.manifest import Manifest, read_manifest
+from xlstm_jax.dataset.sources.manifest import Manifest, read_manifest
 
 __all__ = ["describe", "info"]
 

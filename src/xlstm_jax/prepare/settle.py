@@ -5,12 +5,12 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+from xlstm_jax.dataset.sources.manifest import MANIFEST, Manifest, read_manifest
 from xlstm_jax.dataset.sources.token_index import DTYPES, HEADER
 from xlstm_jax.dataset.tokenizer import Tokenize, Tokenizer
 from xlstm_jax.prepare.config import AUTO, PrepareConfig
 from xlstm_jax.prepare.errors import PrepareError
 from xlstm_jax.prepare.inputs import InputFile
-from xlstm_jax.prepare.manifest import MANIFEST, Manifest, read_manifest
 from xlstm_jax.prepare.worker import Job
 
 __all__ = ["settle"]

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlstm_jax.dataset.sources import TokenStoreWriter
+from xlstm_jax.dataset.sources.manifest import LENGTHS, Shard, checksum
 from xlstm_jax.prepare.array_record_output import ArrayRecordShardWriter
-from xlstm_jax.prepare.manifest import Shard, checksum
 from xlstm_jax.prepare.token_documents import open_store, read_tokens
 from xlstm_jax.prepare.worker import Job
 from xlstm_jax.prepare.workspace import Workspace, read_json, write_json
@@ -168,7 +168,7 @@ class ShardWriter:
         prefix = self._prefix
         self._open()
         self._stack.close()
-        suffixes = (".array_record",) if self._job.config.output_format == "array_record" else (".bin", ".idx")
+        suffixes = (".array_record", LENGTHS) if self._job.config.output_format == "array_record" else (".bin", ".idx")
         files = [prefix.with_name(prefix.name + suffix) for suffix in suffixes]
         shard = Shard(
             name=prefix.name,

@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.dataset.sources.extras import require
-from xlstm_jax.prepare.errors import PrepareError
-from xlstm_jax.prepare.manifest import Manifest, Shard, checksum, read_manifest
+from xlstm_jax.dataset.sources.manifest import LENGTHS, Manifest, Shard, checksum, read_manifest
 
 __all__ = ["verify"]
+
+_RECORDS = 1024
+_RECORD_TOKEN_BYTES = 4
 
 
 def verify(folder: Path) -> list[str]:
@@ -21,7 +26,7 @@ def verify(folder: Path) -> list[str]:
     """
     try:
         manifest = read_manifest(folder)
-    except PrepareError as error:
+    except (OSError, ValueError) as error:
         return [str(error)]
     if not manifest.splits:
         return _verify_shards(folder, manifest)
@@ -36,8 +41,8 @@ def verify(folder: Path) -> list[str]:
 def _verify_shards(folder: Path, manifest: Manifest) -> list[str]:
     broken = [found for shard in manifest.shards for found in _verify_shard(folder, shard)]
     named = {name for shard in manifest.shards for name in shard.files}
-    kinds = (".bin", ".idx", ".array_record")
-    unknown = sorted(path.name for path in folder.iterdir() if path.suffix in kinds and path.name not in named)
+    kinds = (".bin", ".idx", ".array_record", LENGTHS)
+    unknown = sorted(path.name for path in folder.iterdir() if path.name.endswith(kinds) and path.name not in named)
     broken += [f"{name}: the manifest knows nothing of this file." for name in unknown]
     for what in ("documents", "tokens"):
         counted = sum(getattr(shard, what) for shard in manifest.shards)
@@ -76,14 +81,20 @@ def _counts(folder: Path, shard: Shard) -> tuple[int, int]:
     if index is not None:
         store = TokenStore(folder / index)
         return len(store), int(store.lengths.sum(dtype="int64"))
-    module = require("array_record.python.array_record_module", "array_record")
-    reader = module.ArrayRecordReader(str(folder / next(iter(shard.files))))
+    lengths = np.load(folder / f"{shard.name}{LENGTHS}", allow_pickle=False)
+    found = _record_sizes(folder / f"{shard.name}.array_record") // _RECORD_TOKEN_BYTES
+    if not np.array_equal(found, lengths):
+        raise ValueError(f"the token counts in {shard.name}{LENGTHS} are not those of the records.")
+    return len(found), int(found.sum(dtype=np.int64))
+
+
+def _record_sizes(path: Path) -> NDArray[np.int64]:
+    """[records] bytes."""
+    reader = require("array_record.python.array_record_module", "array_record").ArrayRecordReader(str(path))
     try:
         count = int(reader.num_records())
-        sizes = (
-            len(record) for begin in range(0, count, 1024) for record in reader.read(begin, min(begin + 1024, count))
-        )
-        return count, sum(sizes) // 4
+        runs = ((begin, min(begin + _RECORDS, count)) for begin in range(0, count, _RECORDS))
+        return np.fromiter((len(record) for run in runs for record in reader.read(*run)), dtype=np.int64, count=count)
     finally:
         reader.close()
 

@@ -1,6 +1,6 @@
 """The state of an unfinished store: what was asked, which parts are done, which shards; and that only one works on it.
 
-Everything lies in `.work` in the output folder, and every file appears under its name only when it is whole:
+Everything lies in `.unfinished` in the output folder, and every file appears under its name only when it is whole:
 
 | file | what |
 |---|---|
@@ -20,9 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_jax.dataset.sources.cache import whole_file
+from xlstm_jax.dataset.sources.manifest import UNFINISHED
 from xlstm_jax.prepare.errors import PrepareError
 
 __all__ = ["Workspace", "read_json", "write_json"]
+
+_SHARDS = ("*.idx", "*.bin", "*.array_record")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -52,7 +55,7 @@ class Workspace:
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        self.folder = output / ".work"
+        self.folder = output / UNFINISHED
 
     def part_prefix(self, task: int, split: str) -> Path:
         """Where the documents of a split that a task read lie."""
@@ -84,8 +87,10 @@ class Workspace:
         """Work on this store alone.
 
         Raises:
-            PrepareError: Another process does.
+            PrepareError: Another process does, or the folder holds the store of someone else.
         """
+        if not self.folder.is_dir() and any(found for kind in _SHARDS for found in self.output.glob(kind)):
+            raise PrepareError(f"{self.output} holds shards that are not of this tool; name an empty folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as lock:
             try:
@@ -106,8 +111,6 @@ class Workspace:
             self._refuse_other_settings(read_json(asked), json.loads(json.dumps(settings)))
             self._refuse_other_inputs(listed, inputs)
         else:
-            if any(self.output.glob("*.idx")):
-                raise PrepareError(f"{self.output} holds a token store that is not of this tool; name an empty folder.")
             with whole_file(listed) as file:
                 file.writelines(json.dumps(entry, ensure_ascii=False).encode() + b"\n" for entry in inputs)
             write_json(asked, settings)

@@ -18,6 +18,7 @@ from xlstm_jax.dataset.sources.base import (
     read_only,
 )
 from xlstm_jax.dataset.sources.files import FileDocuments, PathLike, as_paths
+from xlstm_jax.dataset.sources.manifest import is_unfinished
 from xlstm_jax.dataset.sources.token_index import read_index
 
 __all__ = ["TokenStore", "store_files"]
@@ -39,7 +40,8 @@ class TokenStore(TokenSource):
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A file is damaged, truncated, or does not fit the other; the message gives what was found.
+        ValueError: A file is damaged, truncated, or does not fit the other, or a folder is that of a store that is not
+            finished; the message gives what was found.
     """
 
     def __init__(self, path: PathLike | Sequence[PathLike]) -> None:
@@ -74,8 +76,11 @@ def store_files(path: Path) -> list[tuple[Path, Path]]:
 
     Raises:
         FileNotFoundError: There is no store, or half of one.
+        ValueError: The folder is that of a store that is not finished.
     """
     if path.is_dir():
+        if is_unfinished(path):
+            raise ValueError(f"The store {path} is not finished; run its prepare command again, to the end.")
         indexes = sorted(path.glob("*.idx"), key=lambda index: index.name)
         if not indexes:
             raise FileNotFoundError(f"The folder {path} holds no token store: there is no .idx file in it.")

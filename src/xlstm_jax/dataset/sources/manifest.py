@@ -1,17 +1,24 @@
-"""`manifest.json`: what a finished store holds, and where it comes from."""
+"""`manifest.json`: what a prepared store holds, and where it comes from.
+
+It is the last file that `xlstm_jax.prepare` writes: a folder with a manifest is whole.
+"""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xlstm_jax.prepare.errors import PrepareError
-from xlstm_jax.prepare.workspace import read_json, write_json
+from xlstm_jax.dataset.sources.cache import whole_file
 
-__all__ = ["MANIFEST", "Manifest", "Shard", "checksum", "read_manifest"]
+__all__ = ["LENGTHS", "MANIFEST", "UNFINISHED", "Manifest", "Shard", "checksum", "is_unfinished", "read_manifest"]
 
 MANIFEST = "manifest.json"
+UNFINISHED = ".unfinished"
+"""Folder in the store that holds the state of the work as long as it goes on."""
+LENGTHS = ".lengths.npy"
+"""Ends the name of the file beside an ArrayRecord shard that holds [documents] int32 token counts."""
 VERSION = 1
 _DIGEST_BYTES = 32
 
@@ -42,10 +49,11 @@ class Manifest:
 
     version: int = VERSION
     format: str
-    """"token_store" or "array_record"."""
+    """"token_store" or "array_record" (a document is a record of its tokens, int32 little-endian)."""
     written_by: str
     """This library and its version."""
     command: str | None
+    """As given by the user, without secrets."""
     tokenizer: str | None
     """As it was named."""
     tokenizer_fingerprint: str | None
@@ -76,27 +84,40 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json`, whole or not at all."""
-        write_json(folder / MANIFEST, asdict(self))
+        with whole_file(folder / MANIFEST) as file:
+            file.write(json.dumps(asdict(self), indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder is a store, or a split of one, that is not finished: some of its shards are still to come."""
+    begun = any((place / UNFINISHED).is_dir() for place in (folder, folder.parent))
+    return begun and not (folder / MANIFEST).is_file()
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read a store's manifest.
 
     Raises:
-        PrepareError: There is none, or it is not of this version.
+        FileNotFoundError: There is none.
+        ValueError: It is damaged, or of another version.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        unfinished = (folder / ".work").is_dir()
-        cure = "it is not finished: run its prepare command again" if unfinished else "name the folder of a store"
-        raise PrepareError(f"There is no {MANIFEST} in {folder}; {cure}.")
-    content = read_json(path)
+        cure = "name the folder of a prepared store"
+        if is_unfinished(folder):
+            cure = "the store is not finished: run its prepare command again, to the end"
+        raise FileNotFoundError(f"There is no {MANIFEST} in {folder}; {cure}.")
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
-        raise PrepareError(
-            f"{path} is no manifest of version {VERSION}; it was written by something else, or is damaged."
+        raise ValueError(
+            f"{path} is no manifest of version {VERSION}; it was written by something else or a newer version, or is "
+            "damaged."
         )
     try:
         shards = tuple(Shard(**shard) for shard in content.pop("shards"))
         return Manifest(**content | {"shards": shards, "splits": tuple(content["splits"])})
     except (TypeError, KeyError) as error:
-        raise PrepareError(f"{path} is damaged: {error}.") from error
+        raise ValueError(f"{path} is damaged: {error}.") from error
