@@ -1,21 +1,30 @@
 """What a user asks of one dataset: checked once, then fixed."""
 
+import copy
+import dataclasses
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm_jax.dataset.arguments import flag, integer, one_of
 from xlstm_jax.dataset.assembly import RowFormat, Shift
 from xlstm_jax.dataset.order import Order
 from xlstm_jax.dataset.packing import LongDocuments, Packing, Rule, default_rows
-from xlstm_jax.dataset.sources import MemorySource
+from xlstm_jax.dataset.sources import MemorySource, fingerprint_of, is_planned
+from xlstm_jax.dataset.sources.fingerprint import fingerprint_elements
 from xlstm_jax.dataset.transforms import DocumentReader, check_operations
 
-__all__ = ["DatasetConfig"]
+__all__ = ["DEFAULT_NAME", "DatasetConfig", "named_apart"]
 
 LOGGER = logging.getLogger(__name__)
+
+DEFAULT_NAME = "dataset"
+"""Name of a dataset that was given none."""
 
 OPEN_TOKENS = 2**28
 """Tokens that all open windows of a run hold together, by default; more lanes and datasets get smaller windows."""
@@ -49,32 +58,34 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, now rather than at step 10,000."""
-        _at_least(1, max_target_length=self.row_length, global_batch_size=self.batch_size)
-        _at_least(1, dataloading_host_count=self.host_count)
-        if not 0 <= self.host_index < self.host_count:
+        for parameter, (field, least, most) in _INTEGERS.items():
+            value = getattr(self, field)
+            if value is not None or field not in _MAY_BE_NONE:
+                object.__setattr__(self, field, integer(parameter, value, least, most))
+        if self.host_index >= self.host_count:
             raise ValueError(
                 f"dataloading_host_index={self.host_index} is not one of the {self.host_count} hosts; "
                 f"it must lie in 0..{self.host_count - 1}."
             )
-        for name in ("num_epochs", "window_rows", "num_shards", "shuffle_window"):
-            value = getattr(self, name)
-            if value is not None:
-                _at_least(1, **{"grain_packing_bin_count" if name == "window_rows" else name: value})
-        _one_of("packing", self.rule, get_args(Rule))
-        _one_of("long_documents", self.long_documents, get_args(LongDocuments))
-        if not np.iinfo(np.int32).min <= self.eod_token_id <= np.iinfo(np.int32).max:
-            raise ValueError(f"eod_token_id={self.eod_token_id} is no int32.")
+        for field in ("shuffle", "apply_padding"):
+            object.__setattr__(self, field, flag(field, getattr(self, field)))
+        one_of("packing", self.rule, get_args(Rule))
+        one_of("long_documents", self.long_documents, get_args(LongDocuments))
+        if not isinstance(self.name, str) or not self.name:
+            raise TypeError(f"name must be a text that is not empty, got {self.name!r}.")
         check_operations(self.operations)
-        if len(self.source) == 0:
-            raise ValueError(f"Dataset {self.name!r} is empty; it must hold at least one document.")
-        object.__setattr__(self, "source", _as_source(self.source, self.operations))
+        object.__setattr__(self, "source", _as_source(self.source, self.name, self.operations))
+        _ = self.order  # It refuses what cannot be shuffled.
         if self.planned:
             self._check_lengths(self.source.lengths)
+        elif not self.operations:
+            # What lacks an operation shows at the first document.
+            self.reader.read(0, np.zeros(1, dtype=np.int64))
 
     @property
     def planned(self) -> bool:
         """Whether the lengths of all documents are known before they are read."""
-        return not self.operations and hasattr(self.source, "lengths") and hasattr(self.source, "fetch")
+        return not self.operations and is_planned(self.source)
 
     @property
     def order(self) -> Order:
@@ -122,7 +133,7 @@ class DatasetConfig:
     def settings(self, window_rows: int) -> dict[str, Any]:
         """What decides the dataset's rows, for a saved position: a resume must not change any of it unnoticed."""
         settings: dict[str, Any] = {
-            "source": str(getattr(self.source, "fingerprint", "unknown")),
+            "source": self._fingerprint,
             "documents": len(self.source),
             "operations": [_operation_identity(operation) for operation in self.operations],
             "max_target_length": self.row_length,
@@ -137,6 +148,28 @@ class DatasetConfig:
         if self.shuffle_window is not None:
             settings["shuffle_window"] = self.shuffle_window
         return settings
+
+    def refuse_short_rows(self) -> None:
+        """Refuse to make batches without padding of rows that are known to be shorter than others.
+
+        Raises:
+            ValueError: A document does not fill whole rows, and `apply_padding` is False.
+        """
+        if self.apply_padding or not self.planned:
+            return
+        short = self.source.lengths % self.row_length != 0
+        if short.any():
+            first = int(np.argmax(short))
+            raise ValueError(
+                f"apply_padding=False, and {int(np.count_nonzero(short))} documents of dataset {self.name!r} do not "
+                f"fill rows of max_target_length={self.row_length} (the first is document {first} with "
+                f"{int(self.source.lengths[first])} tokens); rows of unequal length make no batch: pass "
+                "apply_padding=True."
+            )
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint_of(self.source)
 
     def _check_lengths(self, lengths: NDArray[Any]) -> None:
         if len(lengths) != len(self.source):
@@ -177,33 +210,66 @@ class DatasetConfig:
         )
 
 
-def _as_source(source: Any, operations: tuple[Any, ...]) -> Any:
+_INTEGERS: Mapping[str, tuple[str, int | None, int | None]] = {
+    "dataloading_host_index": ("host_index", 0, None),
+    "dataloading_host_count": ("host_count", 1, None),
+    "global_batch_size": ("batch_size", 1, None),
+    "max_target_length": ("row_length", 1, None),
+    "data_shuffle_seed": ("seed", None, None),
+    "num_epochs": ("num_epochs", 1, None),
+    "grain_packing_bin_count": ("window_rows", 1, None),
+    "eod_token_id": ("eod_token_id", np.iinfo(np.int32).min, np.iinfo(np.int32).max),
+    "num_shards": ("num_shards", 1, None),
+    "shuffle_window": ("shuffle_window", 1, None),
+}
+"""Documented parameter → field, and the least and greatest value."""
+_MAY_BE_NONE = {"num_epochs", "window_rows", "num_shards", "shuffle_window"}
+
+
+def named_apart(configs: Sequence[DatasetConfig]) -> tuple[DatasetConfig, ...]:
+    """The datasets of a mixture, of which those without a name of their own are numbered from the second on.
+
+    The first keeps its order when others are added.
+    """
+    unnamed = 0
+    named = []
+    for config in configs:
+        if config.name == DEFAULT_NAME:
+            unnamed += 1
+            if unnamed > 1:
+                config = copy.copy(config)  # noqa: PLW2901 - the caller's own stays as it is
+                object.__setattr__(config, "name", f"{DEFAULT_NAME}_{unnamed}")
+        named.append(config)
+    return tuple(named)
+
+
+def _as_source(source: Any, name: str, operations: tuple[Any, ...]) -> Any:
     """Lists, tuples and arrays of token ids, held in memory, know their lengths."""
+    if isinstance(source, (str, bytes, Mapping)) or not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise TypeError(
+            f"dataset must be a sequence of documents, with __len__ and __getitem__ by number, got "
+            f"{type(source).__name__}; open files with open_source(path), and pass a grain.IterDataset to "
+            "make_grain_multihost_iterator."
+        )
+    if len(source) == 0:
+        raise ValueError(f"Dataset {name!r} is empty; it must hold at least one document.")
     if isinstance(source, (list, tuple, np.ndarray)) and not operations and not _holds_records(source):
         return MemorySource(source)
     return source
 
 
 def _holds_records(source: Any) -> bool:
-    return isinstance(source[0], (dict, str, bytes))
+    return isinstance(source[0], (Mapping, str, bytes))
 
 
 def _operation_identity(operation: Any) -> str:
-    """A name for what an operation does: its fingerprint if it has one, else its type or function."""
-    if hasattr(operation, "fingerprint"):
-        return f"{type(operation).__name__}:{operation.fingerprint}"
+    """A name for what an operation does: its type or function, and its fingerprint or fields if it has any."""
     named = operation if hasattr(operation, "__qualname__") else type(operation)
-    return f"{named.__module__}.{named.__qualname__}"
-
-
-def _at_least(least: int, **values: Any) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name} must be an integer, got {value!r}.")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
-
-
-def _one_of(name: str, value: Any, known: tuple[Any, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(map(repr, known))}.")
+    name = f"{named.__module__}.{named.__qualname__}"
+    own = getattr(operation, "fingerprint", None)
+    if isinstance(own, str):
+        return f"{name}:{own}"
+    if dataclasses.is_dataclass(operation):
+        fields = [getattr(operation, field.name) for field in dataclasses.fields(operation)]
+        return f"{name}:{fingerprint_elements(1, lambda _: [fields])}"
+    return name

@@ -181,7 +181,8 @@ def _build(plan: BatchPlan, sharding: BatchSharding, run: Run) -> HostBatch:
 
 
 def _refuse_padding(rows: RowArrays, step: int) -> None:
-    short = int(np.count_nonzero(rows.inputs_segmentation[:, -1] == 0))
+    segments = rows.inputs_segmentation  # Rows that hold nothing at all fill up the very last batch.
+    short = int(np.count_nonzero((segments[:, -1] == 0) & (segments[:, 0] != 0)))
     if short:
         raise ValueError(
             f"apply_padding=False, and {short} rows of the batch of step {step} are shorter than "

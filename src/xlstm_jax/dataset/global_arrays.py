@@ -27,6 +27,18 @@ class BatchSharding:
     host_index: int
     host_count: int
 
+    def __post_init__(self) -> None:
+        """Refuse a cut that the mesh cannot make."""
+        if len(self.spec) > 2:
+            raise ValueError(f"A batch has rows and positions, two dimensions to cut; got {self.spec}.")
+        axes = [axis for dimension in range(2) for axis in _axes(self.spec, dimension)]
+        unknown = [axis for axis in axes if axis not in self.mesh.shape]
+        if unknown or len(set(axes)) < len(axes):
+            raise ValueError(
+                f"{self.spec} cannot cut a batch over a mesh with the axes {list(self.mesh.axis_names)}; "
+                + (f"it has no axis {unknown[0]!r}." if unknown else "name each axis once.")
+            )
+
     @property
     def played(self) -> bool:
         """Whether hosts are played in one process: arrays then hold the rows of this host alone."""

@@ -5,23 +5,26 @@ Each function translates its arguments and composes the parts; none holds logic 
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import grain
 from jax.sharding import Mesh, PartitionSpec
 
+from xlstm_jax.dataset.arguments import flag, integer, one_of
 from xlstm_jax.dataset.assembly import Shift
 from xlstm_jax.dataset.batch import LLMBatch, batch_fields
-from xlstm_jax.dataset.config import DatasetConfig
+from xlstm_jax.dataset.config import DEFAULT_NAME, DatasetConfig, named_apart
 from xlstm_jax.dataset.feed import Feed, RowFeed
 from xlstm_jax.dataset.foreign import ForeignFeed
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.grain_dataset import LLMDataset
+from xlstm_jax.dataset.mixing import integer_weights
 from xlstm_jax.dataset.multihost_dataloading import MultiHostDataLoadIterator
 from xlstm_jax.dataset.order import shard_bounds
 from xlstm_jax.dataset.packing import LongDocuments, Rule
 from xlstm_jax.dataset.ramp_up import BatchSchedule
 from xlstm_jax.dataset.run import Run
+from xlstm_jax.dataset.transforms import check_operations
 
 __all__ = [
     "LOGGER",
@@ -52,11 +55,18 @@ def shard_grain_dataset(
 
     Raises:
         ValueError: The index is not one of the hosts.
+        TypeError: The dataset has no length, as a `grain.IterDataset`, or an argument is no integer.
+
+    Example:
+        >>> [list(shard_grain_dataset([10, 11, 12, 13, 14], host, 3)) for host in range(3)]
+        [[10, 11], [12, 13], [14]]
     """
-    if not 0 <= dataloading_host_index < dataloading_host_count:
-        raise ValueError(
-            f"dataloading_host_index={dataloading_host_index} is not one of {dataloading_host_count} hosts; "
-            "it counts from 0."
+    hosts = integer("dataloading_host_count", dataloading_host_count, 1)
+    integer("dataloading_host_index", dataloading_host_index, 0, hosts - 1)
+    if not (hasattr(grain_dataset, "__len__") and hasattr(grain_dataset, "__getitem__")):
+        raise TypeError(
+            f"Only what has a length can be sharded, got {type(grain_dataset).__name__}; shard the data before it "
+            "becomes an IterDataset."
         )
     start, stop = shard_bounds(len(grain_dataset), dataloading_host_index, dataloading_host_count)
     if not isinstance(grain_dataset, grain.MapDataset):
@@ -84,7 +94,7 @@ def make_grain_llm_dataset(
     packing: Rule = "best_fit",
     long_documents: LongDocuments = "split",
     num_shards: int | None = None,
-    name: str = "dataset",
+    name: str = DEFAULT_NAME,
     shuffle_window: int | None = None,
 ) -> LLMDataset:
     """Create a Grain IterDataset for LLM training: sharded, shuffled, repeated, packed, padded and shifted rows.
@@ -101,8 +111,8 @@ def make_grain_llm_dataset(
         max_target_length: Positions of a row.
         shuffle: Whether to shuffle the documents, anew in each epoch.
         data_shuffle_seed: Seed of all randomness.
-        num_epochs: How often the data is read; None for without end. An epoch's last rows share a batch with the first
-            of the next; only the very last batch may be dropped (`drop_remainder`).
+        num_epochs: How often the data is read, each time in another order; None for without end. An epoch's last rows
+            share a batch with the first of the next; only the very last batch may be dropped (`drop_remainder`).
         operations: Grain transforms (Map, RandomMap, MapWithIndex, Filter), functions, or objects with `map_batch`,
             applied to each document.
         grain_packing: Whether several documents share a row.
@@ -118,20 +128,35 @@ def make_grain_llm_dataset(
         long_documents: What becomes of documents longer than a row: "split" into pieces, "truncate", "drop", "error".
         num_shards: Lanes, independent streams of rows that batches take from in turn; decides the order of the data.
             By default the number of hosts. With 1, batches are the same on any cluster from the start.
-        name: Name of the dataset: keys its order and its part of a saved position.
+        name: Name of the dataset: keys its order and its part of a saved position. In a mixture, the second dataset
+            without a name becomes "dataset_2", and so on: name them, so that one can be taken out later.
         shuffle_window: Documents among which shuffling stays local, for remote or huge data; None shuffles globally.
 
     Returns:
-        A `grain.IterDataset` of dicts of int32 arrays of shape (max_target_length,).
+        A `grain.IterDataset` of dicts of int32 arrays of shape (max_target_length,) under the names of the fields of
+        `LLMBatch`, and the scalars `document_idx` and `sequence_idx`. Without `apply_padding`, arrays are as long as
+        what they hold. Its iterators' states are JSON.
 
     Raises:
         ValueError: An argument cannot work; the message says what would.
         TypeError: An argument is of the wrong type.
+
+    Example:
+        >>> documents = [[1, 2, 3, 9], [4, 5, 9]]
+        >>> rows = make_grain_llm_dataset(
+        ...     0, 1, documents, 1, 8, shuffle=False, data_shuffle_seed=0, num_epochs=1, grain_packing=True
+        ... )
+        >>> for row in rows:
+        ...     print(row["inputs"], row["targets"], row["targets_segmentation"])
+        [1 2 3 9 4 5 9 0] [2 3 9 0 5 9 0 0] [1 1 1 0 2 2 0 0]
     """
+    one_of("packing", packing, [rule for rule in get_args(Rule) if rule != "none"])
+    packed = flag("grain_packing", grain_packing)
+    shifts = Shift.TARGETS if flag("shift_target", shift_target) else Shift.INPUTS
     config = DatasetConfig(
         source=dataset,
         name=name,
-        operations=tuple(operations or ()),
+        operations=() if operations is None else check_operations(operations),
         row_length=max_target_length,
         batch_size=global_batch_size,
         host_index=dataloading_host_index,
@@ -140,11 +165,11 @@ def make_grain_llm_dataset(
         seed=data_shuffle_seed,
         shuffle_window=shuffle_window,
         num_epochs=num_epochs,
-        rule=packing if grain_packing else "none",
+        rule=packing if packed else "none",
         window_rows=grain_packing_bin_count,
         long_documents=long_documents,
         num_shards=num_shards,
-        shift=(Shift.TARGETS if shift_target else Shift.INPUTS) if shift else Shift.NONE,
+        shift=shifts if flag("shift", shift) else Shift.NONE,
         eod_token_id=eod_token_id,
         apply_padding=apply_padding,
     )
@@ -171,23 +196,28 @@ def make_grain_multihost_iterator(
     """Create a multi-host data loader for LLM training from one or more datasets.
 
     Datasets made by `make_grain_llm_dataset` are loaded with all guarantees of this library: the same batches on any
-    number of hosts (for one `num_shards`), exact and elastic resume, exact shares. Any other `grain.IterDataset`, also
-    one that Grain made of ours, is mixed, iterated and resumed by Grain, with Grain's guarantees: a position fits the
-    same hosts and workers only, and hosts whose data is uneven end at different steps.
+    number of hosts (for one `num_shards`), exact and elastic resume, exact shares, the same number of batches on all
+    hosts. If one of the datasets is any other `grain.IterDataset`, also one that a Grain transform made of ours, all
+    are mixed, iterated and resumed by Grain, with Grain's guarantees: a position fits the same hosts and workers only,
+    hosts whose data is uneven end at different steps, weights are whole numbers or rounded as Grain rounds them, and
+    the shortest dataset ends the mixture. See `xlstm_jax.dataset.foreign`.
 
     Args:
-        grain_datasets: The datasets; several are mixed by weight.
-        dataset_lengths: Documents of one epoch of each dataset. An epoch lasts until the longest dataset, in proportion
-            to its weight, is exhausted. Where lengths in tokens are known the exact number of rows is used instead.
+        grain_datasets: A list of datasets; several are mixed by weight.
+        dataset_lengths: Elements of one epoch of each dataset, over all hosts. A pass (a `for` loop over the loader, of
+            `iterator_length` batches) lasts until the longest dataset, in proportion to its weight, is exhausted, so
+            that every dataset is seen at least once. Where lengths in tokens are known, the exact number of rows is
+            used instead; else each document is taken for one row.
         global_mesh: The mesh over which batches are cut.
-        global_batch_size: Rows of a batch over all hosts.
-        dataloading_host_count: How many hosts load data. More than `jax.process_count()` plays hosts in one process:
-            arrays then hold this host's rows only.
-        dataset_weights: Shares of the rows; equal by default.
-        worker_count: Processes that run Python operations; 0 for none.
-        worker_buffer_size: Batches prepared ahead of the step, on the devices.
-        drop_remainder: Whether the very last batch is left out where it is not full; else it is padded with rows whose
-            segmentation is 0.
+        global_batch_size: Rows of a batch over all hosts: a multiple of the number of hosts and of the parts into which
+            the mesh cuts the rows.
+        dataloading_host_count: How many hosts load data; in JAX, `jax.process_count()`. More than that plays hosts in
+            one process: arrays then hold this host's rows only.
+        dataset_weights: Shares of the rows, numbers of any scale, of which some may be 0; equal by default.
+        worker_count: Processes that run Python operations; 0 for none. Datasets without operations start none.
+        worker_buffer_size: Batches prepared ahead of the step, on the devices; 0 prepares each when it is asked for.
+        drop_remainder: Whether the very last batch, of all epochs together, is left out where it is not full; else it
+            is padded with rows whose segmentation is 0.
         batch_class: A dataclass or NamedTuple whose fields are a subset of what rows offer: those of `LLMIndexedBatch`.
         reset_after_epoch: Whether each pass starts from the beginning; then all passes are identical.
         use_thread_prefetch: Whether operations run in threads of this process instead of in worker processes.
@@ -201,23 +231,38 @@ def make_grain_multihost_iterator(
         ValueError: An argument cannot work; the message says what would.
         TypeError: An argument is of the wrong type.
     """
-    datasets, weights = list(grain_datasets), _weights(grain_datasets, dataset_lengths, dataset_weights)
-    ours = all(isinstance(dataset, LLMDataset) for dataset in datasets)
-    spec = PartitionSpec(tuple(global_mesh.axis_names)) if batch_partition_spec is None else batch_partition_spec
-    sharding = BatchSharding(global_mesh, spec, datasets[0].config.host_index if ours else 0, dataloading_host_count)
-    schedule = BatchSchedule.from_factors(
-        global_batch_size, batch_rampup_factors, divisor=sharding.divisor, divisor_reason=sharding.divisor_reason
+    datasets = _checked_datasets(grain_datasets)
+    lengths = _one_each("dataset_lengths", dataset_lengths, datasets)
+    lengths = [integer(f"dataset_lengths[{place}]", length, 1) for place, length in enumerate(lengths)]
+    weights = _one_each(
+        "dataset_weights", [1] * len(datasets) if dataset_weights is None else dataset_weights, datasets
     )
-    processes = 0 if use_thread_prefetch else worker_count
+    integer_weights(weights)  # It refuses what cannot be mixed, also where Grain does the mixing.
+    hosts = integer("dataloading_host_count", dataloading_host_count, 1)
+    processes = integer("worker_count", worker_count, 0)
+    prefetch = integer("worker_buffer_size", worker_buffer_size, 0)
+    if flag("use_thread_prefetch", use_thread_prefetch):
+        processes = 0
+    configs = named_apart([dataset.config for dataset in datasets if isinstance(dataset, LLMDataset)])
+    ours = len(configs) == len(datasets)
+    sharding = BatchSharding(
+        global_mesh, _partition_spec(global_mesh, batch_partition_spec), configs[0].host_index if ours else 0, hosts
+    )
+    schedule = BatchSchedule.from_factors(
+        integer("global_batch_size", global_batch_size, 1),
+        batch_rampup_factors,
+        divisor=sharding.divisor,
+        divisor_reason=sharding.divisor_reason,
+    )
     feed: Feed
     if ours:
-        run = Run(datasets=tuple(d.config for d in datasets), weights=weights, schedule=schedule)
+        _check_rows(configs, sharding)
         feed = RowFeed(
-            run,
+            Run(datasets=configs, weights=tuple(weights), schedule=schedule),
             sharding,
-            documents=dataset_lengths,
-            drop_remainder=drop_remainder,
-            one_epoch=reset_after_epoch,
+            documents=lengths,
+            drop_remainder=flag("drop_remainder", drop_remainder),
+            one_epoch=flag("reset_after_epoch", reset_after_epoch),
             worker_count=processes,
         )
     else:
@@ -226,19 +271,21 @@ def make_grain_multihost_iterator(
             weights,
             schedule=schedule,
             sharding=sharding,
-            dataset_lengths=dataset_lengths,
+            dataset_lengths=lengths,
             fields=batch_fields(batch_class),
-            drop_remainder=drop_remainder,
+            drop_remainder=flag("drop_remainder", drop_remainder),
             worker_count=processes,
         )
-    return MultiHostDataLoadIterator(
+    loader = MultiHostDataLoadIterator(
         feed,
         sharding,
         batch_class=batch_class,
-        dataset_size=sum(dataset_lengths),
-        reset_after_epoch=reset_after_epoch,
-        prefetch=worker_buffer_size,
+        dataset_size=sum(lengths),
+        reset_after_epoch=flag("reset_after_epoch", reset_after_epoch),
+        prefetch=prefetch,
     )
+    LOGGER.info("Made %r.", loader)
+    return loader
 
 
 def make_grain_llm_iterator(
@@ -269,7 +316,7 @@ def make_grain_llm_iterator(
     packing: Rule = "best_fit",
     long_documents: LongDocuments = "split",
     num_shards: int | None = None,
-    name: str = "dataset",
+    name: str = DEFAULT_NAME,
     shuffle_window: int | None = None,
     batch_partition_spec: PartitionSpec | None = None,
 ) -> MultiHostDataLoadIterator:
@@ -316,13 +363,50 @@ def make_grain_llm_iterator(
     )
 
 
-def _weights(datasets: Sequence[Any], lengths: Sequence[int], weights: Sequence[float] | None) -> tuple[float, ...]:
+def _checked_datasets(datasets: Any) -> list[grain.IterDataset[Any]]:
+    if isinstance(datasets, grain.IterDataset) or not isinstance(datasets, Sequence):
+        raise TypeError(f"grain_datasets must be a list of datasets, got {type(datasets).__name__}; put it in a list.")
+    for place, dataset in enumerate(datasets):
+        if not isinstance(dataset, grain.IterDataset):
+            raise TypeError(
+                f"grain_datasets[{place}] is a {type(dataset).__name__}; pass what make_grain_llm_dataset made of it, "
+                "or another grain.IterDataset."
+            )
     if not datasets:
         raise ValueError("grain_datasets is empty; pass at least one dataset.")
-    chosen = [1.0] * len(datasets) if weights is None else list(weights)
-    for parameter, given in (("dataset_lengths", lengths), ("dataset_weights", chosen)):
-        if len(given) != len(datasets):
-            raise ValueError(f"{parameter} has {len(given)} entries for {len(datasets)} datasets; pass one for each.")
-    if any(length < 1 for length in lengths):
-        raise ValueError(f"dataset_lengths must be 1 or more, got {list(lengths)}.")
-    return tuple(chosen)
+    return list(datasets)
+
+
+def _one_each(parameter: str, given: Any, datasets: Sequence[Any]) -> list[Any]:
+    if not hasattr(given, "__len__") or isinstance(given, (str, bytes, Mapping)):
+        raise TypeError(f"{parameter} must be a list with one entry for each dataset, got {given!r}.")
+    if len(given) != len(datasets):
+        raise ValueError(f"{parameter} has {len(given)} entries for {len(datasets)} datasets; pass one for each.")
+    return list(given)
+
+
+def _partition_spec(mesh: Any, spec: Any) -> PartitionSpec:
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"global_mesh must be a jax.sharding.Mesh, got {mesh!r}.")
+    if spec is None:
+        return PartitionSpec(tuple(mesh.axis_names))
+    if not isinstance(spec, PartitionSpec):
+        raise TypeError(f"batch_partition_spec must be a jax.sharding.PartitionSpec, got {spec!r}.")
+    return spec
+
+
+def _check_rows(configs: Sequence[DatasetConfig], sharding: BatchSharding) -> None:
+    """Refuse datasets whose rows do not fit the batches."""
+    for config in configs:
+        if config.host_count != sharding.host_count:
+            raise ValueError(
+                f"Dataset {config.name!r} was made for {config.host_count} hosts, and the loader for "
+                f"dataloading_host_count={sharding.host_count}; pass the same to both."
+            )
+        if config.row_length % sharding.position_parts:
+            raise ValueError(
+                f"max_target_length={config.row_length} does not divide among the {sharding.position_parts} parts into "
+                f"which batch_partition_spec={sharding.spec} cuts the positions; use a multiple of "
+                f"{sharding.position_parts}."
+            )
+        config.refuse_short_rows()

@@ -93,8 +93,10 @@ class DocumentReader:
 
     def read(self, epoch: int, index: NDArray[np.int64]) -> Documents:
         """Read the documents at `index` ([k] places in the source); filters may leave fewer than k."""
-        kept = index.tolist()
-        elements = _read_elements(self.source, kept)
+        read = zip(index.tolist(), _read_elements(self.source, index.tolist()), strict=True)
+        # What a filter of a grain.MapDataset drops stands there as None.
+        pairs = [(i, element) for i, element in read if element is not None]
+        kept, elements = [i for i, _ in pairs], [element for _, element in pairs]
         for place, operation in enumerate(self.operations):
             kept, elements = self._apply(operation, place, epoch, kept, elements)
         return Documents.collect(kept, elements, self.name)
@@ -129,6 +131,8 @@ class DocumentReader:
 def check_operations(operations: Sequence[Any]) -> tuple[Any, ...]:
     """Refuse what cannot be applied to documents one by one."""
     kinds = (grain.transforms.Map, grain.transforms.RandomMap, grain.transforms.Filter, grain.transforms.MapWithIndex)
+    if not isinstance(operations, (list, tuple)):
+        raise TypeError(f"operations must be a list of operations, got {operations!r}.")
     for operation in operations:
         known = isinstance(operation, kinds) or hasattr(operation, "map_batch") or callable(operation)
         if not known or isinstance(operation, (type, grain.transforms.Batch)):

@@ -1,0 +1,45 @@
+"""Checks of single arguments: an error says what was got and what would work."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["flag", "integer", "one_of"]
+
+
+def integer(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+    """`value` as an int, whatever kind of integer it is.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is less than `least` or more than `most`.
+    """
+    bounds = [f"at least {least}"] * (least is not None) + [f"at most {most}"] * (most is not None)
+    wanted = " of ".join(["an integer", *[" and ".join(bounds)] * bool(bounds)])
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be {wanted}, got {value!r}.")
+    if (least is not None and value < least) or (most is not None and value > most):
+        raise ValueError(f"{name} must be {wanted}, got {value!r}.")
+    return int(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` as a bool; nothing else is taken for one, so that arguments in the wrong place are noticed.
+
+    Raises:
+        TypeError: It is neither True nor False.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+    return bool(value)
+
+
+def one_of(name: str, value: Any, known: Sequence[Any]) -> None:
+    """Refuse a value that is none of those known.
+
+    Raises:
+        ValueError: It is another.
+    """
+    if value not in known:
+        raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(map(repr, known))}.")
