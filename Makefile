@@ -1,35 +1,43 @@
-# Each target is one command from a fresh clone; the environment is made on first use.
+# Each target is one command from a fresh clone: it makes the environment it needs, .venv, on first use.
+
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+BIN := .venv/bin
+# A Python that was named is meant; the default takes whatever .venv there is.
+NAMED := $(if $(filter file,$(origin PYTHON)),,--same-python)
 
-.PHONY: test lint format bench demo clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench soak wheel clean environment-demo environment-dev
 
-test: $(READY)
+help: ## show this list
+	@echo "make TARGET [PYTHON=python3.12], where TARGET is one of"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: environment-demo ## train on real text, kill, resume, compare: under five minutes on two cores
+	$(BIN)/python examples/demo.py
+
+test: environment-dev ## all tests
 	$(BIN)/python -m pytest
 
-lint: $(READY)
+lint: environment-dev ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(READY)
+format: environment-dev ## mend what lint can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)
+bench: environment-dev ## speed, against Grain's own pipeline in the same run
 	$(BIN)/python benchmarks/bench.py
 
-demo: $(READY)
-	$(BIN)/python examples/train.py
+soak: environment-dev ## load for minutes, with kills at random moments
+	$(BIN)/python benchmarks/soak.py
 
-clean:
-	rm -rf $(VENV) .demo .bench
+wheel: environment-dev ## build the wheel, and load a batch with it in an environment of its own
+	$(BIN)/python tools/check_wheel.py
 
-$(READY): pyproject.toml
-	@echo "Setting up $(VENV) (once; some minutes) ..."
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, got {sys.version}; set PYTHON=..."'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	touch $(READY)
+clean: ## remove all that these targets have made
+	rm -rf .venv .venv.lock .venv.log .demo .bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+environment-demo environment-dev:
+	@$(PYTHON) tools/environment.py $(@:environment-%=%) $(NAMED)

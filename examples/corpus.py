@@ -1,17 +1,17 @@
-"""From the standard library's sources to a token store: text, a tokenizer, tokens."""
+"""The text of the demo, which every machine has, and a tokenizer that learns from it."""
 
+import json
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 
-from xlstm_jax.dataset import Tokenize, Tokenizer, TokenStore
-from xlstm_jax.dataset.sources import TokenStoreWriter
+from xlstm_jax.dataset import Tokenizer
 
-__all__ = ["END_OF_DOCUMENT", "Corpus", "read_corpus", "train_tokenizer", "write_store"]
+__all__ = ["END_OF_DOCUMENT", "Corpus", "read_corpus", "train_tokenizer", "write_documents"]
 
 END_OF_DOCUMENT = "<|endoftext|>"
 
@@ -76,14 +76,7 @@ def _sample(texts: Sequence[str], size: int) -> Iterator[str]:
                 return
 
 
-def write_store(
-    texts: Sequence[str], tokenizer: Tokenizer, prefix: Path, advance: Callable[[int], None], batch: int = 64
-) -> TokenStore:
-    """Tokenise the texts, `batch` at a time, and write them to a token store; each ends with the end token."""
-    tokenize = Tokenize(tokenizer, eod_token_id=tokenizer.token_id(END_OF_DOCUMENT))
-    with TokenStoreWriter(prefix, vocab_size=tokenizer.vocab_size) as writer:
-        for start in range(0, len(texts), batch):
-            documents = tokenize.map_batch(texts[start : start + batch])
-            writer.add_many(np.concatenate(documents), [len(document) for document in documents])
-            advance(len(documents))
-    return TokenStore(prefix)
+def write_documents(texts: Sequence[str], path: Path) -> None:
+    """Write the texts as JSONL, as data sets come: a record a line, the document in its column "text"."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)

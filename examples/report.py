@@ -11,6 +11,11 @@ from typing import Any
 import numpy as np
 import rich.console
 import rich.progress
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from train import Settings, make_loader
+
+from xlstm_jax.dataset import Tokenizer
 
 __all__ = ["Console", "Step", "draw_losses", "show_comparison", "show_epoch", "show_rows"]
 
@@ -129,10 +134,8 @@ def show_comparison(
     return True
 
 
-def show_epoch(console: Console, settings: Any) -> None:
+def show_epoch(console: Console, settings: Settings) -> None:
     """Read one whole epoch without a model: how fast, and how much padding."""
-    from training import make_loader
-
     console.heading("One epoch, the loader alone")
     with make_loader(settings, num_epochs=1) as loader:
         next(loader)
@@ -148,12 +151,8 @@ def show_epoch(console: Console, settings: Any) -> None:
     console.line(f"padding            {1 - filled / positions:.3%} of all positions")
 
 
-def show_rows(console: Console, settings: Any, tokenizer_file: Path, width: int = 46) -> None:
+def show_rows(console: Console, settings: Settings, tokenizer_file: Path, width: int = 46) -> None:
     """Find a row with several segments, and show each in words."""
-    from training import make_loader
-
-    from xlstm_jax.dataset import Tokenizer
-
     tokenizer = Tokenizer.load(tokenizer_file)
     rows: list[tuple[Any, ...]] = []
     with make_loader(settings) as loader:
@@ -171,21 +170,19 @@ def show_rows(console: Console, settings: Any, tokenizer_file: Path, width: int 
         text = tokenizer.decode(tokens[inside[: len(inside) - ended]])
         ending = " ■" if ended else " …"
         cut = f"{inside[0]}-{inside[-1]}"
-        console.line(f"{segment:<9}{cut:<12}{_clip(text, width):<{width + 3}}{_clip(text[::-1], 24)[::-1]}{ending}")
+        console.line(f"{segment:<9}{cut:<12}{_shown(text)[:width]:<{width + 3}}{_shown(text)[-24:]}{ending}")
     padding = int(np.count_nonzero(segments == 0))
     masked = int(np.count_nonzero((segments != 0) & (predicted == 0)))
     console.line(f"■ the end of a document, which has no target: {masked} here; positions of padding: {padding}")
 
 
-def _clip(text: str, width: int) -> str:
-    return repr(text[:width])[1:-1][:width]
+def _shown(text: str) -> str:
+    """On one line: line breaks and the like as escapes."""
+    return repr(text)[1:-1]
 
 
 def draw_losses(path: Path, straight: Sequence[Step], killed: Sequence[Step], resumed: Sequence[Step]) -> Path:
     """Draw both loss curves."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for steps, style in (

@@ -1,160 +1,135 @@
-"""Train a small language model on real text, kill it half-way, resume it, and compare: `make demo`.
+"""A training process: reads batches, trains, saves. Killed at any time, it goes on where its checkpoint stands.
 
-The text is the standard library of the running Python, the model a small transformer in JAX on the CPU. Training runs
-in processes of its own: one without interruption; one that is killed (SIGKILL) in the middle; and a new one that goes
-on from the last checkpoint, which holds the model and the place in the data. Losses must be equal bit for bit.
+    python examples/train.py SETTINGS.json CHECKPOINTS
 
-Everything is written to `.demo/` beside this repository's files; the folder is removed at the start.
+Model and position of the data are saved together by Orbax. This is the file to copy from.
 """
 
-import argparse
 import json
-import os
-import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from report import Console, Step, draw_losses, show_comparison, show_epoch, show_rows
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+from model import init_params, make_train_step
 
-__all__ = ["main"]
+from xlstm_jax.dataset import MultiHostDataLoadIterator, TokenStore, make_grain_llm_iterator
+from xlstm_jax.dataset.checkpoint import PositionRestore, PositionSave
 
-ROOT = Path(__file__).resolve().parent.parent
-MARKER = ".made-by-examples-train"
-
-
-def main() -> int:
-    """Run the demo; the exit status is 0 where the losses are equal."""
-    # Wherever it runs, the demo is small: an accelerator would gain nothing.
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    if sys.argv[1:2] == ["worker"]:
-        return _worker(*map(Path, sys.argv[2:4]))
-    options = _options()
-    console = Console()
-    begun = time.perf_counter()
-    console.title(f"A language model learns Python {sys.version.split()[0]}: packed, killed, resumed")
-    work = _fresh_folder(options.work_dir)
-    settings = _prepare(options, work, console)
-    kill_at = options.steps // 2 + options.save_every // 2
-    straight = _run(console, work, "uninterrupted", "uninterrupted", options.steps)
-    killed = _run(console, work, "interrupted", f"killed at step {kill_at}", options.steps, kill_at=kill_at)
-    resumed = _run(console, work, "interrupted", "resumed", options.steps)
-    equal = show_comparison(console, straight, killed, resumed)
-    show_epoch(console, settings)
-    show_rows(console, settings, work / "tokenizer.json")
-    picture = draw_losses(work / "losses.png", straight, killed, resumed)
-    console.heading("Done")
-    console.line(f"loss curves        {_relative(picture)}")
-    console.line(f"in all             {time.perf_counter() - begun:.0f} s")
-    return 0 if equal else 1
+__all__ = ["Settings", "make_loader", "restrict_to_cpu", "train"]
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--work-dir", type=Path, default=ROOT / ".demo", help="removed at the start")
-    parser.add_argument("--files", type=int, help="how many source files to read (default: all)")
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--save-every", type=int, default=10, help="steps between two checkpoints")
-    parser.add_argument("--vocab-size", type=int, default=4096)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--row-length", type=int, default=512)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--layers", type=int, default=2)
-    options = parser.parse_args()
-    if options.steps < 2 * options.save_every or options.save_every < 2:
-        parser.error("--steps must be at least twice --save-every, and that at least 2: the kill needs a checkpoint.")
-    return options
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides a run; shared by all processes of the demo."""
+
+    store: str
+    vocab_size: int
+    eod_token_id: int
+    steps: int
+    save_every: int
+    batch_size: int
+    row_length: int
+    width: int
+    layers: int
+    heads: int = 2
+    learning_rate: float = 3e-3
+    seed: int = 1
+
+    def save(self, path: Path) -> None:
+        """Write them as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2))
+
+    @classmethod
+    def load(cls, path: Path) -> "Settings":
+        """Read what `save` wrote."""
+        return cls(**json.loads(path.read_text()))
 
 
-def _fresh_folder(folder: Path) -> Path:
-    if folder.exists():
-        if not (folder / MARKER).exists():
-            raise SystemExit(f"{folder} is there and not from this demo; name another --work-dir, or remove it.")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    (folder / MARKER).touch()
-    return folder
+def restrict_to_cpu() -> None:
+    """The demo is small: an accelerator would gain nothing, and need not be there."""
+    jax.config.update("jax_platforms", "cpu")
 
 
-def _prepare(options: argparse.Namespace, work: Path, console: Console) -> Any:
-    """Text → tokenizer → token store; the settings of the runs."""
-    from corpus import END_OF_DOCUMENT, read_corpus, train_tokenizer, write_store
-    from training import Settings
-
-    console.heading("Data")
-    with console.timed("text") as say:
-        corpus = read_corpus(options.files)
-        say(f"{len(corpus.texts):,} files, {corpus.size_bytes / 1e6:.1f} MB; {corpus.skipped} not utf-8, left out")
-    with console.timed("tokenizer") as say:
-        tokenizer = train_tokenizer(corpus.texts, options.vocab_size, 3_000_000, work / "tokenizer.json")
-        say(f"byte-level BPE of {tokenizer.vocab_size:,} tokens")
-    with console.timed("token store") as say, console.progress("tokenising", len(corpus.texts)) as advance:
-        store = write_store(corpus.texts, tokenizer, work / "stdlib", advance)
-        tokens = int(store.lengths.sum())
-        say(f"{len(store):,} documents, {tokens:,} tokens, {corpus.size_bytes / tokens:.2f} bytes a token")
-    settings = Settings(
-        store=str(work / "stdlib"),
-        vocab_size=tokenizer.vocab_size,
-        eod_token_id=tokenizer.token_id(END_OF_DOCUMENT),
-        **{
-            name: getattr(options, name)
-            for name in ("steps", "save_every", "batch_size", "row_length", "width", "layers")
-        },
+def make_loader(settings: Settings, num_epochs: int | None = None) -> MultiHostDataLoadIterator:
+    """The loader of the demo: packed rows of the token store, the same on any cluster."""
+    store = TokenStore(settings.store)
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    return make_grain_llm_iterator(
+        jax.process_index(),
+        jax.process_count(),
+        mesh,
+        store,
+        settings.batch_size,
+        settings.row_length,
+        shuffle=True,
+        data_shuffle_seed=settings.seed,
+        num_epochs=num_epochs,
+        grain_packing=True,
+        eod_token_id=settings.eod_token_id,
+        num_shards=1,
+        worker_buffer_size=4,
     )
-    settings.save(work / "settings.json")
-    console.heading(f"Training: {options.steps} steps of {options.batch_size} rows of {options.row_length} tokens")
-    return settings
 
 
-def _worker(settings: Path, checkpoints: Path) -> int:
-    """What a training process does."""
-    from training import Settings, train
+def train(settings: Settings, checkpoints: Path) -> None:
+    """Train until the last step, from the newest checkpoint on if there is one; reports each step on stdout."""
+    params = init_params(
+        jax.random.key(settings.seed),
+        vocab_size=settings.vocab_size,
+        row_length=settings.row_length,
+        width=settings.width,
+        layers=settings.layers,
+    )
+    rate = optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, settings.steps // 10, settings.steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))
+    opt_state = optimizer.init(params)
+    train_step = make_train_step(optimizer, settings.heads)
+    options = ocp.CheckpointManagerOptions(max_to_keep=2)
+    with make_loader(settings) as loader, ocp.CheckpointManager(checkpoints.absolute(), options=options) as manager:
+        done = manager.latest_step() or 0
+        if done:
+            params, opt_state = _restore(manager, done, (params, opt_state), loader)
+        asked = time.perf_counter()
+        for batch in loader:
+            got = time.perf_counter()
+            params, opt_state, loss = train_step(params, opt_state, batch)
+            done += 1
+            loss_now = float(loss)
+            ended = time.perf_counter()
+            _report(
+                step=done,
+                loss=loss_now.hex(),
+                tokens=int(np.count_nonzero(batch.inputs_segmentation)),
+                wait_s=got - asked,
+                step_s=ended - asked,
+            )
+            if done % settings.save_every == 0:
+                # The model and the place in the data are one thing: saved together, restored together.
+                model = ocp.args.StandardSave((params, opt_state))
+                manager.save(done, args=ocp.args.Composite(model=model, data=PositionSave(loader)))
+            if done == settings.steps:
+                break
+            asked = time.perf_counter()
 
-    train(Settings.load(settings), checkpoints)
-    return 0
+
+def _restore(manager: ocp.CheckpointManager, step: int, model: Any, loader: MultiHostDataLoadIterator) -> Any:
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, model)
+    items = ocp.args.Composite(model=ocp.args.StandardRestore(like), data=PositionRestore(loader))
+    return manager.restore(step, args=items).model
 
 
-def _run(console: Console, work: Path, name: str, label: str, steps: int, kill_at: int | None = None) -> list[Step]:
-    """Train in a process of its own; with `kill_at`, kill it once it has reported that step."""
-    reported: list[Step] = []
-    log = work / f"{label.replace(' ', '-')}.log"
-    with console.training(label, steps) as show, _process(work, name, log) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            step = Step(**json.loads(line))
-            reported.append(step)
-            show(step)
-            if kill_at is not None and step.step >= kill_at:
-                process.send_signal(signal.SIGKILL)
-        status = process.wait()
-    expected = 0 if kill_at is None else -signal.SIGKILL
-    if status != expected:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-40:])
-        raise SystemExit(f"The run {label!r} ended with status {status} instead of {expected}. Its log, {log}:\n{tail}")
-    return reported
-
-
-@contextmanager
-def _process(work: Path, name: str, log: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, __file__, "worker", str(work / "settings.json"), str(work / "checkpoints" / name)]
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,  # noqa: S603 - ourselves
-    ):
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def _report(**values: Any) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    restrict_to_cpu()
+    train(Settings.load(Path(sys.argv[1])), Path(sys.argv[2]))
