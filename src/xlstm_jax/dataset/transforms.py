@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlstm_jax.dataset.order import keyed_hash
+from xlstm_jax.dataset.sources.base import TOKEN_FIELDS
 
 __all__ = ["DocumentReader", "Documents", "check_operations"]
 
-TOKEN_FIELDS = ("inputs", "input_ids", "tokens")
 _INT32 = np.iinfo(np.int32)
 
 
@@ -94,7 +94,7 @@ class DocumentReader:
     def read(self, epoch: int, index: NDArray[np.int64]) -> Documents:
         """Read the documents at `index` ([k] places in the source); filters may leave fewer than k."""
         read = zip(index.tolist(), _read_elements(self.source, index.tolist()), strict=True)
-        # What a filter of a grain.MapDataset drops stands there as None.
+        # What a filter of a grain.MapDataset drops stands there as None, and so does a bad record that a source skips.
         pairs = [(i, element) for i, element in read if element is not None]
         kept, elements = [i for i, _ in pairs], [element for _, element in pairs]
         for place, operation in enumerate(self.operations):

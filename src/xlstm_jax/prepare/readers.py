@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from json import JSONDecodeError, loads
 from typing import Any, BinaryIO
 
+from xlstm_jax.dataset.sources.decompression import DamagedError, decompressed
 from xlstm_jax.dataset.sources.extras import require
 from xlstm_jax.prepare.columns import root_columns, text_of_record
 from xlstm_jax.prepare.config import PrepareConfig
-from xlstm_jax.prepare.decompression import DamagedError, open_decompressed
 from xlstm_jax.prepare.errors import BadRecord
 from xlstm_jax.prepare.storage import open_file
 from xlstm_jax.prepare.tasks import END_OF_FILE, Piece, open_arrow
@@ -93,7 +93,7 @@ def _read_plain_text(piece: Piece, config: PrepareConfig) -> Texts:
         yield from _read_paragraphs(piece, config)
         return
     try:
-        with open_decompressed(piece.path, piece.compression, config.storage_options) as opened:
+        with decompressed(open_file(piece.path, config.storage_options), piece.compression) as opened:
             content = opened.read()
     except DamagedError as error:
         yield 0, BadRecord.of("damaged file", str(error))
@@ -131,7 +131,7 @@ def _lines(piece: Piece, config: PrepareConfig) -> Iterator[tuple[int, bytes | B
     """The lines that begin in a piece, which begins at the beginning of a line."""
     number = -1
     try:
-        with open_decompressed(piece.path, piece.compression, config.storage_options) as opened:
+        with decompressed(open_file(piece.path, config.storage_options), piece.compression) as opened:
             if piece.begin:
                 opened.seek(piece.begin)
             left = piece.end - piece.begin

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from xlstm_jax.dataset.sources.fingerprint import fingerprint_elements, fingerprint_tokens
 
 __all__ = [
+    "TOKEN_FIELDS",
     "DocumentSource",
     "GatheredTokenSource",
     "PlannedSource",
@@ -27,6 +28,9 @@ __all__ = [
 ]
 
 _INT32 = np.iinfo(np.int32)
+
+TOKEN_FIELDS = ("inputs", "input_ids", "tokens")
+"""Columns that hold token ids, by their usual names."""
 
 
 class TokenBlock(NamedTuple):
@@ -95,6 +99,15 @@ class DocumentSource(ABC):
 
     def __getitems__(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Any]:
         return self._read(checked_documents(indices, len(self)))
+
+    @property
+    def eod_token_id(self) -> int | None:
+        """Token that ends each document, where whoever wrote the data says so."""
+        return None
+
+    def describe(self, document: int) -> str:
+        """For people: where a document lies."""
+        return f"document {document} of {self!r}"
 
     @cached_property
     def fingerprint(self) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from xlstm_jax.dataset.sources.base import read_only
 from xlstm_jax.dataset.sources.fingerprint import digest, sample_places
 
-__all__ = ["cache_folder", "cached_array", "stamp", "whole_file"]
+__all__ = ["cache_folder", "cached_array", "cached_file", "stamp", "whole_file"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -83,6 +83,34 @@ def cached_array(paths: Sequence[Path], what: str, compute: Callable[[], NDArray
         places[1].parent,
     )
     return read_only(array)
+
+
+def cached_file(path: Path, what: str, write: Callable[[BinaryIO], None]) -> Path:
+    """A file that was made from a data file: the one in the cache folder, or made and kept there.
+
+    Args:
+        path: The data file.
+        what: What is made of it, in a word; it stands in the name.
+        write: Writes the file.
+
+    Raises:
+        OSError: The cache folder cannot be written, or is full.
+    """
+    place = cache_folder() / f"{what}-{stamp([path], what)}"
+    if place.is_file():
+        return place
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(place) as file:
+            write(file)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{path} cannot be {what} into {place.parent} ({error.strerror or error}); set XLSTM_DATA_CACHE to a "
+            "folder with room for it, or make a token store of the data: xlstm-data prepare",
+        ) from error
+    LOGGER.info("%s was %s to %s, %d bytes.", path, what, place, place.stat().st_size)
+    return place
 
 
 def _load(path: Path) -> NDArray[Any] | None:

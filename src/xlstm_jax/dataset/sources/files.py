@@ -57,6 +57,10 @@ class FileDocuments:
         file = int(np.searchsorted(self._bounds, document, side="right")) - 1
         return file, document - int(self._bounds[file])
 
+    def bounds(self, file: int) -> tuple[int, int]:
+        """First and last + 1 document of a file."""
+        return int(self._bounds[file]), int(self._bounds[file + 1])
+
     def split(self, documents: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
         """For each file that holds some of the documents: its number, their positions in the request, their places."""
         if len(self._bounds) == 2:

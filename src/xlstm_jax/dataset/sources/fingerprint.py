@@ -67,17 +67,22 @@ def _hashed_tokens(tokens: NDArray[Any]) -> bytes:
 
 def _encoded(element: Any) -> bytes:  # noqa: PLR0911 - one return for each kind
     """An element as bytes; equal elements of plain types give equal bytes in every process."""
-    if isinstance(element, str):
-        return b"s" + element.encode("utf-8", "surrogatepass")
-    if isinstance(element, bytes):
-        return b"b" + element
+    match element:
+        case str():
+            return b"s" + element.encode("utf-8", "surrogatepass")
+        case bytes():
+            return b"b" + element
+        case None | bool() | int() | float():
+            return b"p" + repr(element).encode()
+    return _encoded_compound(element)
+
+
+def _encoded_compound(element: Any) -> bytes:
     if isinstance(element, Mapping):
         items = sorted((str(key), value) for key, value in element.items())
         return b"m" + digest(*(part for key, value in items for part in (key.encode(), _encoded(value)))).encode()
     if isinstance(element, (list, tuple)):
         return b"l" + digest(*map(_encoded, element)).encode()
-    if element is None or isinstance(element, (bool, int, float)):
-        return b"p" + repr(element).encode()
     if hasattr(element, "__array__"):
         array = np.asarray(element)
         if array.dtype.kind in "iu":

@@ -37,6 +37,7 @@ class TokenStore(TokenSource):
     Args:
         path: A prefix, its `.idx` or `.bin`, or a folder whose stores are the shards, in the order of their names; or
             several of these, in the order given.
+        eod_token_id: Token that ends each document, if that is known.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -44,7 +45,8 @@ class TokenStore(TokenSource):
             finished; the message gives what was found.
     """
 
-    def __init__(self, path: PathLike | Sequence[PathLike]) -> None:
+    def __init__(self, path: PathLike | Sequence[PathLike], *, eod_token_id: int | None = None) -> None:
+        self._eod_token_id = eod_token_id
         self._files = [files for given in as_paths(path) for files in store_files(given)]
         self._shards = [_Shard(index, data) for index, data in self._files]
         self._documents = FileDocuments([len(shard.lengths) for shard in self._shards])
@@ -56,6 +58,16 @@ class TokenStore(TokenSource):
             return self._shards[0].lengths
         return read_only(np.concatenate([shard.lengths for shard in self._shards]))
 
+    @property
+    def eod_token_id(self) -> int | None:
+        """Token that ends each document, as it was given."""
+        return self._eod_token_id
+
+    def describe(self, document: int) -> str:
+        """For people: which document of which file this is."""
+        shard, place = self._documents.locate(document)
+        return f"document {place} of {self._files[shard][0]}"
+
     def __len__(self) -> int:
         return len(self._documents)
 
@@ -65,10 +77,14 @@ class TokenStore(TokenSource):
         return [self._shards[shard].fetch(which, local) for shard, which, local in self._documents.split(documents)]
 
     def __reduce__(self) -> tuple[Callable[..., "TokenStore"], tuple[Any, ...]]:
-        return TokenStore, ([index for index, _ in self._files],)
+        return _again, ([index for index, _ in self._files], self._eod_token_id)
 
     def __repr__(self) -> str:
         return f"TokenStore({len(self)} documents, {len(self._files)} shards from {self._files[0][0]})"
+
+
+def _again(files: list[Path], eod_token_id: int | None) -> TokenStore:
+    return TokenStore(files, eod_token_id=eod_token_id)
 
 
 def store_files(path: Path) -> list[tuple[Path, Path]]:

@@ -1,35 +1,31 @@
-"""Lines and bytes of files that may be compressed; a file that ends early is an error, in every compression."""
+"""Bytes of compressed files; a file that ends early is an error, in every compression."""
 
 import io
 import zlib
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import Any, BinaryIO, cast
 
 from xlstm_jax.dataset.sources.extras import require
-from xlstm_jax.prepare.storage import open_file
 
-__all__ = ["DamagedError", "open_decompressed"]
+__all__ = ["COMPRESSIONS", "DamagedError", "decompressed"]
+
+COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
+"""Compressions by the suffixes of file names."""
 
 _READ_BYTES = 1 << 18
 _BUFFER_BYTES = 1 << 20
 
 
 class DamagedError(Exception):
-    """A compressed file is no such file, or ends early."""
+    """A compressed file is no such file, is damaged, or ends early."""
 
 
-def open_decompressed(
-    path: str, compression: str | None, options: Mapping[str, Any]
-) -> AbstractContextManager[io.BufferedReader]:
-    """Open a file for reading what was compressed; reading raises `DamagedError` where that is not possible.
+def decompressed(opened: BinaryIO, compression: str | None) -> io.BufferedReader:
+    """Read what was compressed; reading raises `DamagedError` where that is not possible.
 
     Args:
-        path: Local path or URL.
+        opened: The file; closed with what is returned.
         compression: "gz", "zst", or None.
-        options: For fsspec.
     """
-    opened = open_file(path, options)
     if compression == "gz":
         return io.BufferedReader(_Decompressed(opened, _Gzip()), _BUFFER_BYTES)
     if compression == "zst":

@@ -1,0 +1,195 @@
+"""ArrayRecord files: records of utf-8 text, or of token ids as bytes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xlstm_jax.dataset.sources.base import read_only
+from xlstm_jax.dataset.sources.cache import cached_array
+from xlstm_jax.dataset.sources.extras import require
+from xlstm_jax.dataset.sources.files import PathLike, as_files
+from xlstm_jax.dataset.sources.manifest import LENGTHS
+from xlstm_jax.dataset.sources.open_files import OpenFiles
+from xlstm_jax.dataset.sources.progress import progress
+from xlstm_jax.dataset.sources.records import BAD_LENGTH, RecordError, RecordSource, checked_ids
+
+__all__ = ["ArrayRecordSource"]
+
+_RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
+_RECORDS_PER_SCAN = 4096
+_TOKEN_DTYPES = ("int32", "uint16", "uint32")
+
+
+class ArrayRecordSource(RecordSource):
+    """ArrayRecord files, in the order given: of utf-8 text (streamed), or of token ids (planned).
+
+    The lengths of token records are found out in one pass over the files, when they are first asked for, and kept (see
+    `cache`). Damage within a file is found by its checksums when the record is read; a group of records (the writer's
+    `group_size`) is damaged as a whole. Groups of one record make random reads fast; larger groups are read whole for
+    each of their records. A pickled source is its paths.
+
+    Args:
+        path: A file, or several.
+        dtype: "int32", "uint16" or "uint32" where a record is the little-endian bytes of a document's token ids; None
+            where it is text.
+        max_skipped: How many bad records may be left out; see `RecordSource`.
+        eod_token_id: Token that ends each document, if that is known.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is no ArrayRecord file, or is truncated.
+    """
+
+    def __init__(
+        self,
+        path: PathLike | Sequence[PathLike],
+        *,
+        dtype: Any = None,
+        max_skipped: int = 0,
+        eod_token_id: int | None = None,
+    ) -> None:
+        self._files = as_files(path)
+        self._dtype = None if dtype is None else _token_dtype(dtype)
+        self._eod_token_id = eod_token_id
+        self._readers = OpenFiles(lambda number: _open(self._files[number]))
+        counts = []
+        for number in range(len(self._files)):
+            with self._readers.use(number) as reader:
+                counts.append(reader.num_records())
+        super().__init__(counts, holds_tokens=self._dtype is not None, max_skipped=max_skipped)
+        if self._dtype is None and len(self):
+            self._refuse_tokens_as_text()
+
+    @property
+    def eod_token_id(self) -> int | None:
+        """Token that ends each document, as it was given."""
+        return self._eod_token_id
+
+    def _refuse_tokens_as_text(self) -> None:
+        """Small token ids are valid utf-8; but no text holds zero bytes."""
+        (first,) = self._read_records(np.zeros(1, np.int64))
+        if isinstance(first, str) and "\0" in first:
+            raise ValueError(
+                f"{self._where(0, 0)} holds zero bytes, which no text does. If the records are token ids, name their "
+                f"dtype: dtype={' or '.join(map(repr, _TOKEN_DTYPES))}."
+            )
+
+    def _read_part(self, part: int, places: NDArray[np.int64]) -> list[Any]:
+        decode = self._as_text if self._dtype is None else self._as_tokens
+        return [
+            record if isinstance(record, RecordError) else decode(record, part, place)
+            for place, record in zip(places.tolist(), self._read_bytes(part, places), strict=True)
+        ]
+
+    def _read_bytes(self, part: int, places: NDArray[np.int64]) -> list[bytes | RecordError]:
+        """The records as they are; where they cannot be read together, one by one, to see which are bad."""
+        try:
+            with self._readers.use(part) as reader:
+                first, count = int(places[0]), len(places)
+                if places[-1] - first + 1 == count:
+                    return list(reader.read(first, first + count))
+                return list(reader.read(places.tolist()))
+        except RuntimeError as error:
+            if "() failed" in str(error):
+                # The file system, not the file; another host may be luckier, so this is not to be skipped.
+                raise OSError(f"{self._where(part, int(places[0]))} could not be read: {error}") from error
+            if len(places) == 1:
+                return [RecordError(f"{self._where(part, int(places[0]))} is damaged: {error}.")]
+        return [record for place in places for record in self._read_bytes(part, place[None])]
+
+    def _as_text(self, record: bytes, part: int, place: int) -> str | RecordError:
+        try:
+            return record.decode()
+        except UnicodeDecodeError as error:
+            return RecordError(
+                f"{self._where(part, place)} is not utf-8: byte {record[error.start]:#04x} at {error.start}."
+            )
+
+    def _as_tokens(self, record: bytes, part: int, place: int) -> NDArray[Any] | RecordError:
+        assert self._dtype is not None
+        if len(record) % self._dtype.itemsize:
+            return RecordError(
+                f"{self._where(part, place)} has {len(record)} bytes, which is no whole number of {self._dtype.name}."
+            )
+        return checked_ids(np.frombuffer(record, self._dtype), lambda: self._where(part, place))
+
+    def _count_tokens(self) -> NDArray[Any]:
+        assert self._dtype is not None
+        parts = [self._count_file(number) for number in range(len(self._files))]
+        return parts[0] if len(parts) == 1 else read_only(np.concatenate(parts))
+
+    def _count_file(self, number: int) -> NDArray[Any]:
+        path = self._files[number]
+        beside = path.with_suffix(LENGTHS)
+        if beside.is_file():
+            return self._prepared_lengths(number, beside)
+        return cached_array([path], f"{self._dtype}-lengths", lambda: self._scan(number, path))
+
+    def _prepared_lengths(self, number: int, beside: Path) -> NDArray[Any]:
+        """Lengths that were written together with the records."""
+        lengths: NDArray[Any] = np.load(beside, mmap_mode="r", allow_pickle=False)
+        first, last = self._documents.bounds(number)
+        if lengths.shape != (last - first,) or lengths.dtype != np.int32:
+            raise ValueError(
+                f"{beside} holds {lengths.dtype} of shape {lengths.shape}, and {self._files[number]} holds "
+                f"{last - first} records; one of the two is damaged or was exchanged."
+            )
+        return read_only(np.asarray(lengths))
+
+    def _scan(self, number: int, path: Path) -> NDArray[np.int32]:
+        first, last = self._documents.bounds(number)
+        lengths = np.empty(last - first, np.int32)
+        with progress(f"Counting the tokens of {path.name}", len(lengths), "records") as advance:
+            for begin in range(0, len(lengths), _RECORDS_PER_SCAN):
+                places = np.arange(begin, min(begin + _RECORDS_PER_SCAN, len(lengths)))
+                for place, record in zip(places.tolist(), self._read_part(number, places), strict=True):
+                    if isinstance(record, RecordError):
+                        self._skipping.skip(first + place, record)
+                        lengths[place] = BAD_LENGTH
+                    else:
+                        lengths[place] = len(record)
+                advance(len(places))
+        return lengths
+
+    def _where(self, part: int, place: int) -> str:
+        return f"Record {place} of {self._files[part]}"
+
+    def __reduce__(self) -> tuple[Callable[..., "ArrayRecordSource"], tuple[Any, ...]]:
+        return _again, (self._files, self._dtype, self._skipping.allowed, self._eod_token_id)
+
+    def __repr__(self) -> str:
+        content = "text" if self._dtype is None else f"{self._dtype} tokens"
+        return f"ArrayRecordSource({len(self)} records of {content}, {len(self._files)} files from {self._files[0]})"
+
+
+def _again(files: list[Path], dtype: Any, max_skipped: int, eod_token_id: int | None) -> ArrayRecordSource:
+    return ArrayRecordSource(files, dtype=dtype, max_skipped=max_skipped, eod_token_id=eod_token_id)
+
+
+def _open(path: Path) -> Any:
+    module = require("array_record.python.array_record_module", "array_record")
+    reader = module.ArrayRecordReader(str(path), _RANDOM_ACCESS)
+    if reader.ok():
+        return reader
+    try:
+        # A reader of a damaged or missing file has no records, and says why only now.
+        reader.read([0])
+    except RuntimeError as error:
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {path} any more; it was there before.") from error
+        raise ValueError(f"{path} is truncated, damaged, or no ArrayRecord file: {error}") from error
+    raise ValueError(f"{path} is truncated, damaged, or no ArrayRecord file.")
+
+
+def _token_dtype(dtype: Any) -> np.dtype[Any]:
+    try:
+        chosen: np.dtype[Any] = np.dtype(dtype)
+    except TypeError:
+        chosen = np.dtype(np.void)
+    if chosen.name not in _TOKEN_DTYPES:
+        raise ValueError(f"dtype={dtype!r} is unknown; use {', '.join(map(repr, _TOKEN_DTYPES))}, or None for text.")
+    little: np.dtype[Any] = chosen.newbyteorder("<")
+    return little

@@ -1,0 +1,205 @@
+"""Records of files that hold text, tokens or columns, and what becomes of records that cannot be read."""
+
+import logging
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xlstm_jax.dataset.sources.base import (
+    DocumentSource,
+    TokenBlock,
+    checked_documents,
+    gather_block,
+    narrowed_ids,
+    read_only,
+)
+from xlstm_jax.dataset.sources.files import FileDocuments
+from xlstm_jax.dataset.sources.fingerprint import fingerprint_elements, fingerprint_tokens
+
+__all__ = ["BAD_LENGTH", "RecordError", "RecordSource", "Skipping", "changed_since_counted", "checked_ids"]
+
+LOGGER = logging.getLogger(__name__)
+
+BAD_LENGTH: Final = -1
+"""Stands for the length of a bad record where lengths are kept."""
+
+
+class RecordError(ValueError):
+    """A record holds no document; the message says which record of which file, and what is wrong with it."""
+
+
+class Skipping:
+    """Counts the bad records of a source, and refuses more of them than its user allows.
+
+    Args:
+        allowed: How many records may be skipped; each counts once, however often it is met.
+    """
+
+    def __init__(self, allowed: int) -> None:
+        if isinstance(allowed, bool) or not isinstance(allowed, int) or allowed < 0:
+            raise ValueError(f"max_skipped must be an integer of at least 0, got {allowed!r}.")
+        self.allowed = allowed
+        self._met: set[int] = set()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._met)
+
+    def skip(self, document: int, error: RecordError) -> None:
+        """Count a bad record and log it.
+
+        Raises:
+            RecordError: It is one more than allowed.
+        """
+        with self._lock:
+            if document in self._met:
+                return
+            if len(self._met) >= self.allowed:
+                cure = (
+                    f"{self.allowed} bad records have been skipped already, as many as max_skipped allows."
+                    if self.allowed
+                    else "Mend it, or pass max_skipped=N to leave out up to N such records."
+                )
+                raise RecordError(f"{error} {cure}") from error
+            self._met.add(document)
+            LOGGER.warning("Skipped a bad record (%d of at most %d): %s", len(self._met), self.allowed, error)
+
+
+class RecordSource(DocumentSource):
+    """Base of sources of records in files; planned where the records hold token ids, and streamed otherwise.
+
+    A bad record (damaged, not utf-8, no JSON, without the field asked for) raises an error that names it. With
+    `max_skipped` so many of them are left out, counted and logged instead: a document of length 0 where the source is
+    planned, None otherwise (as Grain's filters leave it), for whoever reads
+    it. What cannot be read at all (a file that is missing,
+    or whose records cannot be counted) always raises, since it would not look the same to every host.
+
+    Args:
+        counts: Records of each part: a file, or what else is read at a time.
+        holds_tokens: Whether records are token ids, whose lengths are found out without an operation.
+        max_skipped: How many bad records may be left out.
+    """
+
+    def __init__(self, counts: Sequence[int], *, holds_tokens: bool, max_skipped: int) -> None:
+        self._documents = FileDocuments(counts)
+        self._holds_tokens = holds_tokens
+        self._skipping = Skipping(max_skipped)
+
+    @abstractmethod
+    def _read_part(self, part: int, places: NDArray[np.int64]) -> list[Any]:
+        """The records at these places of a part, ascending; a `RecordError` in place of each bad one."""
+
+    @abstractmethod
+    def _count_tokens(self) -> NDArray[Any]:
+        """[records] token counts, `BAD_LENGTH` for each bad record, of which `_skipping` has been told."""
+
+    @abstractmethod
+    def _where(self, part: int, place: int) -> str:
+        """For people: which record of which file this is."""
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    @property
+    def skipped(self) -> int:
+        """How many bad records have been left out so far, by this process."""
+        return len(self._skipping)
+
+    def describe(self, document: int) -> str:
+        """For people: which record of which file a document is."""
+        return self._where(*self._documents.locate(document))
+
+    @property
+    def lengths(self) -> NDArray[Any]:
+        """[documents] int32 or int64 token counts, not writeable; only where the records hold tokens."""
+        if not self._holds_tokens:
+            raise AttributeError(f"{self!r} does not know the lengths of its documents before they are tokenised.")
+        return self._lengths
+
+    @cached_property
+    def _lengths(self) -> NDArray[Any]:
+        counted = self._count_tokens()
+        bad = np.flatnonzero(counted == BAD_LENGTH)
+        if not len(bad):
+            return counted
+        # What was counted may be kept from another time, with another bound.
+        for document, record in zip(bad.tolist(), self._read_records(bad), strict=True):
+            self._skipping.skip(document, _as_error(record, self.describe(document)))
+        return read_only(np.maximum(counted, 0))
+
+    def fetch(self, documents: NDArray[np.int64]) -> list[TokenBlock]:
+        """See `PlannedSource.fetch`; a document that is asked for twice is read once."""
+        documents = checked_documents(documents, len(self))
+        lengths = self.lengths
+        return [gather_block(documents, np.arange(len(documents)), lambda once: lengths[once], self._read_flat)]
+
+    def _read_flat(self, documents: NDArray[np.int64]) -> NDArray[Any]:
+        """Tokens of these documents (ascending, none twice), end to end."""
+        documents = documents[self.lengths[documents] > 0]
+        records = self._read_records(documents)
+        wanted = self.lengths[documents].tolist()
+        for document, record, length in zip(documents.tolist(), records, wanted, strict=True):
+            if isinstance(record, RecordError):
+                raise record
+            if len(record) != length:
+                raise changed_since_counted(self.describe(document), len(record), length)
+        tokens: NDArray[Any] = np.concatenate(records) if records else np.zeros(0, np.int32)
+        return tokens
+
+    def _read(self, documents: NDArray[np.int64]) -> list[Any]:
+        if self._holds_tokens:
+            return self._read_token_documents(documents)
+        records = self._read_records(documents)
+        for place, record in enumerate(records):
+            if isinstance(record, RecordError):
+                self._skipping.skip(int(documents[place]), record)
+                records[place] = None
+        return records
+
+    def _read_token_documents(self, documents: NDArray[np.int64]) -> list[NDArray[Any]]:
+        [(tokens, _, begin)] = self.fetch(documents)
+        end = begin + self.lengths[documents]
+        return [tokens[first:last] for first, last in zip(begin.tolist(), end.tolist(), strict=True)]
+
+    def _read_records(self, documents: NDArray[np.int64]) -> list[Any]:
+        """The records of these documents, in the order asked for, read in the order in which they lie."""
+        order = np.argsort(documents, kind="stable")
+        records: list[Any] = [None] * len(documents)
+        for part, which, places in self._documents.split(documents[order]):
+            for place, record in zip(order[which].tolist(), self._read_part(part, places), strict=True):
+                records[place] = record
+        return records
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that tell what the source holds; of tokens the same for every kind of planned source."""
+        if self._holds_tokens:
+            return fingerprint_tokens(self.lengths, self._read)
+        return fingerprint_elements(len(self), self._read)
+
+
+def checked_ids(tokens: NDArray[Any], where: Callable[[], str]) -> NDArray[Any] | RecordError:
+    """A record's token ids in a dtype of at most 32 bits, or the error that says that one does not fit."""
+    try:
+        return narrowed_ids(tokens, np.array([len(tokens)]), lambda _: where())
+    except ValueError as error:
+        return RecordError(str(error))
+
+
+def _as_error(record: Any, where: str) -> RecordError:
+    if isinstance(record, RecordError):
+        return record
+    return RecordError(f"{where} could not be read when its tokens were counted, and can be read now.")
+
+
+def changed_since_counted(where: str, found: int, counted: int) -> RecordError:
+    """What to say of a record whose length is no longer what it was."""
+    return RecordError(
+        f"{where} has {found} tokens, and had {counted} when they were counted: the file has changed since. Bring it "
+        "back, or delete what is kept beside it and in the cache folder, and start a new run."
+    )
