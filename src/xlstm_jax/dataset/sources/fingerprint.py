@@ -65,7 +65,7 @@ def _hashed_tokens(tokens: NDArray[Any]) -> bytes:
     return tokens.astype("<i8").tobytes()
 
 
-def _encoded(element: Any) -> bytes:  # noqa: PLR0911 - one return for each kind
+def _encoded(element: Any) -> bytes:
     """An element as bytes; equal elements of plain types give equal bytes in every process."""
     match element:
         case str():
