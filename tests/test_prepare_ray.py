@@ -41,7 +41,7 @@ def busy_workers() -> list[int]:
     workers = []
     for pid in descendants(os.getpid()):
         try:
-            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::_run_on_node"):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::_perform_on_node"):
                 workers.append(pid)
         except FileNotFoundError:
             continue

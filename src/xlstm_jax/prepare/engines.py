@@ -1,9 +1,8 @@
-"""Where tasks run: in this process, in processes of this machine, or on a Ray cluster. What they do is the same.
+"""Where work is done: in this process, in processes of this machine, or on a Ray cluster. What is done is the same.
 
-Each engine takes tasks as it goes, with a bounded number of them under way, and gives what they have done in any order.
+Each engine takes work as it goes, with a bounded amount of it under way, and gives what is done in any order.
 """
 
-import itertools
 import logging
 import multiprocessing
 import os
@@ -13,78 +12,102 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from xlstm_jax.prepare.errors import PrepareError
+from xlstm_jax.prepare.plan import ShardPlan
+from xlstm_jax.prepare.shards import write_shard
 from xlstm_jax.prepare.tasks import Task
-from xlstm_jax.prepare.worker import Job, TaskDone, run_task
+from xlstm_jax.prepare.worker import Done, Job, run_task
+from xlstm_jax.prepare.workspace import Workspace
 
-__all__ = ["Done", "run_tasks", "under_way"]
+__all__ = ["Results", "Work", "Worklist", "marker_of", "perform", "run", "under_way"]
 
 LOGGER = logging.getLogger(__name__)
 
-Done = Generator[TaskDone, None, None]
+Work = Task | ShardPlan
+Worklist = Iterator[Work | None]
+"""Gives None where the next piece of work depends on what is under way."""
+Results = Generator[tuple[Work, Done], None, None]
 
 _job: Job | None = None
 """In a worker process: what it works on."""
 
 
-def run_tasks(job: Job, tasks: Iterator[Task]) -> Done:
-    """Run tasks on the engine that the config names.
+def perform(job: Job, work: Work) -> Done:
+    """Do a piece of work; its files are there afterwards."""
+    return run_task(job, work) if isinstance(work, Task) else write_shard(job, work)
+
+
+def marker_of(job: Job, work: Work) -> Path:
+    """The file that says that a piece of work is done; the last of its files."""
+    workspace = Workspace(job.config.output)
+    if isinstance(work, Task):
+        return workspace.part_marker(work.number)
+    return workspace.shard_marker(work.split, work.number)
+
+
+def run(job: Job, worklist: Worklist) -> Results:
+    """Do all work on the engine that the config names.
 
     Yields:
-        What each task has done; its part is on disk then.
+        Each piece of work once, and what was done.
 
     Raises:
-        PrepareError: A task failed, or was lost more often than `retries` allows.
+        PrepareError: A piece of work failed, or was lost more often than `retries` allows.
     """
-    if job.config.workers == 0 or job.only_refers:
-        return (run_task(job, task) for task in tasks)
+    if job.config.workers == 0:
+        return ((work, perform(job, work)) for work in worklist if work is not None)
     if job.config.engine == "ray":
         from xlstm_jax.prepare.ray_engine import run_on_ray  # noqa: PLC0415 - optional
 
-        return run_on_ray(job, tasks)
-    return _run_in_processes(job, tasks, job.config.workers or os.cpu_count() or 1)
+        return run_on_ray(job, worklist)
+    return _run_in_processes(job, worklist, job.config.workers or os.cpu_count() or 1)
 
 
 def under_way(workers: int) -> int:
-    """Tasks that are handed out at a time: each worker has its next one at hand."""
+    """Pieces of work that are handed out at a time: each worker has its next one at hand."""
     return 2 * workers
 
 
-def _run_in_processes(job: Job, tasks: Iterator[Task], workers: int) -> Done:
-    pending: dict[int, Task] = {}
-
-    def taken() -> Iterator[Task]:
-        for task in tasks:
-            pending[task.number] = task
-            yield task
-
-    for lost in itertools.count(1):
+def _run_in_processes(job: Job, worklist: Worklist, workers: int) -> Results:
+    unfinished: dict[Work, None] = {}
+    lost = 0
+    while True:
         try:
             with _pool(job, workers) as pool:
-                for done in _run_in_pool(pool, itertools.chain(list(pending.values()), taken()), under_way(workers)):
-                    del pending[done.number]
-                    yield done
+                yield from _run_in_pool(pool, worklist, unfinished, under_way(workers))
         except BrokenProcessPool as error:
+            lost += 1
             if lost > job.config.retries:
                 raise PrepareError(
                     f"A worker process died, {lost} times by now, most likely for want of memory; use fewer workers."
                 ) from error
-            LOGGER.warning("A worker process died; %d tasks are run again.", len(pending))
+            LOGGER.warning("A worker process died; what it worked on is done again.")
         else:
             return
 
 
-def _run_in_pool(pool: ProcessPoolExecutor, tasks: Iterator[Task], at_a_time: int) -> Done:
-    queued: set[Future[TaskDone]] = set()
-    for task in tasks:
-        queued.add(pool.submit(_run_in_worker, task))
-        if len(queued) >= at_a_time:
-            done, queued = wait(queued, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
+def _run_in_pool(pool: ProcessPoolExecutor, worklist: Worklist, unfinished: dict[Work, None], most: int) -> Results:
+    """Work off the list, and first of all what is unfinished, which is kept up to date whatever happens."""
+    queued = {pool.submit(_perform_in_worker, work): work for work in unfinished}
+    for work in worklist:
+        assert work is not None or queued
+        if work is not None:
+            unfinished[work] = None
+            queued[pool.submit(_perform_in_worker, work)] = work
+        if work is None or len(queued) >= most:
+            yield from _completed(queued, unfinished)
     while queued:
-        done, queued = wait(queued, return_when=FIRST_COMPLETED)
-        yield from (future.result() for future in done)
+        yield from _completed(queued, unfinished)
+
+
+def _completed(queued: dict[Future[Done], Work], unfinished: dict[Work, None]) -> Results:
+    for future in wait(queued, return_when=FIRST_COMPLETED).done:
+        done = future.result()
+        work = queued.pop(future)
+        del unfinished[work]
+        yield work, done
 
 
 class _pool:  # noqa: N801 - a context manager
@@ -125,6 +148,6 @@ def _die_with(lifeline: Connection) -> None:
         os._exit(1)
 
 
-def _run_in_worker(task: Task) -> TaskDone:
+def _perform_in_worker(work: Work) -> Done:
     assert _job is not None
-    return run_task(_job, task)
+    return perform(_job, work)

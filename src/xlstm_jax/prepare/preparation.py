@@ -3,28 +3,24 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Iterable
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from xlstm_jax.dataset.sources.cache import whole_file
 from xlstm_jax.dataset.sources.fingerprint import digest
-from xlstm_jax.dataset.sources.manifest import MANIFEST, Manifest, read_manifest
+from xlstm_jax.dataset.sources.manifest import MANIFEST, Manifest, Shard, read_manifest
 from xlstm_jax.prepare.config import PrepareConfig
-from xlstm_jax.prepare.duplicates import mark_first
-from xlstm_jax.prepare.engines import run_tasks
+from xlstm_jax.prepare.course import Course
+from xlstm_jax.prepare.engines import run
 from xlstm_jax.prepare.errors import PrepareError, Skipped
 from xlstm_jax.prepare.inputs import InputFile, list_inputs
 from xlstm_jax.prepare.progress import Progress, Watch, log_lines
 from xlstm_jax.prepare.settle import settle
-from xlstm_jax.prepare.shards import ShardWriter
 from xlstm_jax.prepare.splits import SplitRule
 from xlstm_jax.prepare.storage import public
-from xlstm_jax.prepare.tasks import Task, cut_into_tasks
+from xlstm_jax.prepare.tasks import cut_into_tasks
 from xlstm_jax.prepare.worker import Job
 from xlstm_jax.prepare.workspace import Workspace, read_json
 
@@ -115,54 +111,16 @@ class _Head:
 
 def _run(head: _Head, files: list[InputFile], watch: Watch) -> Manifest:
     job = head.job
-    workspace = Workspace(job.config.output)
     progress = Progress(total_bytes=sum(file.size for file in files))
-    names = SplitRule(job.config.splits, job.config.split_seed).names
-    with ExitStack() as stack:
-        writers = {split: stack.enter_context(ShardWriter(job, split)) for split in names}
-        tasks = _undone(cut_into_tasks(files, job.config), workspace, progress)
-        engine = stack.enter_context(closing(run_tasks(job, tasks)))
-        for done in engine:
-            progress.add(done)
+    course = Course(job, cut_into_tasks(files, job.config), progress)
+    with closing(run(job, course.worklist())) as results:
+        for work, done in results:
+            course.finished(work, done)
             watch(progress)
-            if not job.config.drop_duplicates:
-                for writer in writers.values():
-                    _add_parts(workspace, writer, None)
-        count = progress.tasks
-        kept = {split: _first_ones(job, split, count) for split in names} if job.config.drop_duplicates else {}
-        for split, writer in writers.items():
-            _add_parts(workspace, writer, kept.get(split))
-            assert writer.next_part == count
-            writer.finish()
-        return _write_manifests(head, writers, count)
+    return _write_manifests(head, course.parts)
 
 
-def _undone(tasks: Iterator[Task], workspace: Workspace, progress: Progress) -> Iterator[Task]:
-    for task in tasks:
-        progress.tasks += 1
-        if workspace.part_marker(task.number).is_file():
-            progress.resumed_bytes += task.size
-        else:
-            yield task
-
-
-def _add_parts(workspace: Workspace, writer: ShardWriter, kept: NDArray[np.uint8] | None) -> None:
-    """Append to the shards all parts that are there, in the order of the input."""
-    while (marker := workspace.part_marker(writer.next_part)).is_file():
-        writer.add_part(read_json(marker), kept)
-
-
-def _first_ones(job: Job, split: str, parts: int) -> NDArray[np.uint8]:
-    """[documents of a split] whether each is the first of its kind."""
-    workspace = Workspace(job.config.output)
-    out = workspace.kept_documents(split)
-    if not out.is_file():
-        documents = sum(read_json(workspace.part_marker(part))["documents"][split] for part in range(parts))
-        mark_first([workspace.part_files(part, split)[2] for part in range(parts)], documents, out)
-    return np.memmap(out, dtype=np.uint8, mode="r") if out.stat().st_size else np.zeros(0, dtype=np.uint8)
-
-
-def _write_manifests(head: _Head, writers: dict[str, ShardWriter], parts: int) -> Manifest:
+def _write_manifests(head: _Head, parts: int) -> Manifest:
     output = head.job.config.output
     workspace = Workspace(output)
     skipped = Skipped()
@@ -177,39 +135,43 @@ def _write_manifests(head: _Head, writers: dict[str, ShardWriter], parts: int) -
         with whole_file(output / ERRORS) as file:
             file.writelines(json.dumps(sample, ensure_ascii=False).encode() + b"\n" for sample in skipped.samples)
     found = {"text_bytes": read["text_bytes"], "text_tokens": read["text_tokens"], "skipped": dict(skipped.counts)}
-    manifests = []
-    for split, writer in writers.items():
-        manifests.append(_manifest_of_split(head, writer, documents[split], found))
-        manifests[-1].write(workspace.split_folder(split))
+    manifests = {}
+    for split in SplitRule(head.job.config.splits, 0).names:
+        manifests[split] = _manifest_of_split(head, split, documents[split], found)
+        manifests[split].write(workspace.split_folder(split))
     if not head.job.config.splits:
-        return manifests[0]
+        return manifests[""]
     whole = head.manifest(
-        documents=sum(manifest.documents for manifest in manifests),
-        tokens=sum(manifest.tokens for manifest in manifests),
-        duplicates=sum(manifest.duplicates for manifest in manifests),
-        length_histogram=_ascending(sum((writer.histogram for writer in writers.values()), Counter())),
-        splits=tuple(writers),
+        documents=sum(manifest.documents for manifest in manifests.values()),
+        tokens=sum(manifest.tokens for manifest in manifests.values()),
+        duplicates=sum(manifest.duplicates for manifest in manifests.values()),
+        length_histogram=_ascending(Counter(manifest.length_histogram) for manifest in manifests.values()),
+        splits=tuple(manifests),
         **found,
     )
     whole.write(output)
     return whole
 
 
-def _manifest_of_split(head: _Head, writer: ShardWriter, documents: int, found: dict[str, Any]) -> Manifest:
-    shards = writer.shards
+def _manifest_of_split(head: _Head, split: str, documents: int, found: dict[str, Any]) -> Manifest:
+    markers = list(Workspace(head.job.config.output).finished_shards(split))
+    shards = tuple(Shard(**marker["shard"]) for marker in markers)
     stored = sum(shard.documents for shard in shards)
     return head.manifest(
         documents=stored,
         tokens=sum(shard.tokens for shard in shards),
         duplicates=documents - stored,
-        length_histogram=_ascending(writer.histogram),
-        shards=tuple(shards),
+        length_histogram=_ascending(Counter(marker["histogram"]) for marker in markers),
+        shards=shards,
         **found,
     )
 
 
-def _ascending(histogram: Counter[str]) -> dict[str, int]:
-    return dict(sorted(histogram.items(), key=lambda entry: int(entry[0])))
+def _ascending(histograms: Iterable[Counter[str]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for histogram in histograms:
+        total.update(histogram)
+    return dict(sorted(total.items(), key=lambda entry: int(entry[0])))
 
 
 def _written_by() -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from xlstm_jax.prepare.worker import TaskDone
+from xlstm_jax.prepare.worker import Done
 
 __all__ = ["Progress", "Watch", "log_lines", "terminal"]
 
@@ -38,8 +38,8 @@ class Progress:
     """Tasks done, by worker."""
     begun: float = field(default_factory=time.monotonic)
 
-    def add(self, done: TaskDone) -> None:
-        """Count a task that is done."""
+    def add(self, done: Done) -> None:
+        """Count a piece of work that is done."""
         self.read_bytes += done.input_bytes
         self.documents += done.documents
         self.tokens += done.tokens

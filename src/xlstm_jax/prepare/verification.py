@@ -73,7 +73,7 @@ def _verify_file(path: Path, facts: dict[str, object]) -> list[str]:
     if size != facts["bytes"]:
         return [f"{path.name}: it has {size} bytes instead of {facts['bytes']}."]
     found = checksum(path)
-    return [] if found == facts["blake2b"] else [f"{path.name}: its checksum is {found} instead of {facts['blake2b']}."]
+    return [] if found == facts["sha256"] else [f"{path.name}: its checksum is {found} instead of {facts['sha256']}."]
 
 
 def _counts(folder: Path, shard: Shard) -> tuple[int, int]:

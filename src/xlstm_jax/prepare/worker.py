@@ -4,7 +4,6 @@ import functools
 import os
 import pickle
 import socket
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from xlstm_jax.prepare.tasks import Piece, Task
 from xlstm_jax.prepare.token_documents import open_store, read_tokens
 from xlstm_jax.prepare.workspace import Workspace, write_json
 
-__all__ = ["Job", "TaskDone", "run_task"]
+__all__ = ["Done", "Job", "run_task", "this_worker"]
 
 _BATCH_CHARACTERS = 1 << 20
 _BATCH_TEXTS = 1024
@@ -49,28 +48,26 @@ class Job:
         """Whether the content of documents decides where they go."""
         return self.config.drop_duplicates or bool(self.config.splits)
 
-    @property
-    def only_refers(self) -> bool:
-        """Whether no document needs to be looked at."""
-        return not self.tokenize and not self.needs_hashes
-
     def only_refers_to(self, task: Task) -> bool:
         """Whether a task's documents can be taken from where they are, and need no copy."""
         return not self.needs_hashes and all(piece.format == "token_store" for piece in task.pieces)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TaskDone:
-    """What one task has done, for whoever watches."""
+class Done:
+    """What a piece of work has done, for whoever watches; counted once, where the input is read."""
 
-    number: int
     worker: str
     """Host and process."""
-    seconds: float
     input_bytes: int
     documents: int
     tokens: int
-    skipped: int
+    skipped: int = 0
+
+
+def this_worker() -> str:
+    """Host and process, for people."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class _Part:
@@ -117,20 +114,17 @@ class _Part:
         self.tokens[name] += len(tokens)
 
 
-def run_task(job: Job, task: Task) -> TaskDone:
+def run_task(job: Job, task: Task) -> Done:
     """Read a task's input, and write its part; the part's marker comes last.
 
     Raises:
         PrepareError: The input is bad and the config says to raise; or the worker is not set up as it must be.
     """
-    begun = time.monotonic()
     marker = _refer(task) if job.only_refers_to(task) else _write_part(job, task)
     marker |= {"first": public(task.pieces[0].path), "last": public(task.pieces[-1].path)}
     write_json(Workspace(job.config.output).part_marker(task.number), marker)
-    return TaskDone(
-        number=task.number,
-        worker=f"{socket.gethostname()}:{os.getpid()}",
-        seconds=time.monotonic() - begun,
+    return Done(
+        worker=this_worker(),
         input_bytes=task.size,
         documents=sum(marker["documents"].values()),
         tokens=sum(marker["tokens"].values()),

@@ -12,6 +12,7 @@ Everything lies in `.unfinished` in the output folder, and every file appears un
 """
 
 import fcntl
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -73,6 +74,14 @@ class Workspace:
     def shard_marker(self, split: str, shard: int) -> Path:
         """Says that a shard is done."""
         return self.folder / "shards" / f"{split or 'all'}-{shard:05d}.json"
+
+    def finished_shards(self, split: str) -> Iterator[dict[str, Any]]:
+        """The markers of a split's shards, up to the first that is not done."""
+        for shard in itertools.count():
+            marker = self.shard_marker(split, shard)
+            if not marker.is_file():
+                return
+            yield read_json(marker)
 
     def kept_documents(self, split: str) -> Path:
         """[documents] uint8: whether a document of a split is the first of its kind."""
