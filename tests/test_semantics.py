@@ -101,7 +101,7 @@ def sources_of(documents, kind):
     return pairs, [{"inputs": inputs, "targets": targets} for inputs, targets in pairs], Streamed(places)
 
 
-@settings(max_examples=250)
+@settings(max_examples=150)
 @given(documents=documents_of_tokens, **CASE)
 @example([[1, 2, END], [1, END]], "best_fit", "inputs", "split", "planned", 8, END, False)
 @example([[END, END, 1], [0, 0]], None, "targets", "split", "planned", 2, END, False)
