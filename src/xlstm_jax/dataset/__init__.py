@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xlstm_jax.dataset.batch import LLMBatch, LLMIndexedBatch
+    from xlstm_jax.dataset.checkpoint import PositionHandler, PositionRestore, PositionSave
+    from xlstm_jax.dataset.grain_dataset import LLMDataset
     from xlstm_jax.dataset.grain_iterator import (
         make_grain_llm_dataset,
         make_grain_llm_iterator,
@@ -22,7 +24,12 @@ if TYPE_CHECKING:
         JsonLinesSource,
         MemorySource,
         ParquetSource,
+        PlannedSource,
+        RecordError,
+        Source,
+        TokenBlock,
         TokenStore,
+        TokenStoreWriter,
         open_source,
         write_token_store,
     )
@@ -33,12 +40,21 @@ __all__ = [
     "HuggingFaceSource",
     "JsonLinesSource",
     "LLMBatch",
+    "LLMDataset",
     "LLMIndexedBatch",
     "MemorySource",
     "MultiHostDataLoadIterator",
     "ParquetSource",
+    "PlannedSource",
     "PositionError",
+    "PositionHandler",
+    "PositionRestore",
+    "PositionSave",
+    "RecordError",
+    "Source",
+    "TokenBlock",
     "TokenStore",
+    "TokenStoreWriter",
     "Tokenize",
     "Tokenizer",
     "make_grain_llm_dataset",
@@ -51,9 +67,13 @@ __all__ = [
 
 _MODULES = {
     "LLMBatch": "batch",
+    "LLMDataset": "grain_dataset",
     "LLMIndexedBatch": "batch",
     "MultiHostDataLoadIterator": "multihost_dataloading",
     "PositionError": "position",
+    "PositionHandler": "checkpoint",
+    "PositionRestore": "checkpoint",
+    "PositionSave": "checkpoint",
     "Tokenize": "tokenizer",
     "Tokenizer": "tokenizer",
     "make_grain_llm_dataset": "grain_iterator",
@@ -61,6 +81,7 @@ _MODULES = {
     "make_grain_multihost_iterator": "grain_iterator",
     "shard_grain_dataset": "grain_iterator",
 }
+"""Name → module; the rest are sources."""
 
 
 def __getattr__(name: str) -> Any:
@@ -68,3 +89,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'sources')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,6 +18,15 @@ class LLMBatch:
     A row holds segments: documents, or pieces of them. Segments are numbered from 1 in each row, 0 is padding, and
     positions restart at 0 with each. Where `targets_segmentation` is 0 there is nothing to predict: in padding, and,
     with shifted targets, at the last token of each document. Mask by it, never by token values.
+
+    Example:
+        >>> batch = LLMBatch.from_inputs([[5, 6, 7], [8, 9, 4]])
+        >>> batch.targets.tolist(), batch.targets_segmentation.tolist()
+        ([[6, 7, 0], [9, 4, 0]], [[1, 1, 0], [1, 1, 0]])
+        >>> batch[:1].get_document_borders().tolist()
+        [[True, False, False]]
+        >>> jax.jit(lambda b: (b.targets_segmentation > 0).sum())(batch).item()
+        4
     """
 
     inputs: jax.Array

@@ -22,7 +22,7 @@ from xlstm_jax.dataset.sources.extras import require
 require("orbax.checkpoint", "checkpoint")
 import orbax.checkpoint as ocp  # noqa: E402 - what names the extra comes first
 
-__all__ = ["PositionHandler", "PositionRestore", "PositionSave"]
+__all__ = ["PositionHandler", "PositionRestore", "PositionSave", "Resumable"]
 
 FILE_NAME = "position.json"
 

@@ -15,7 +15,7 @@ from xlstm_jax.dataset.position import Position
 from xlstm_jax.dataset.ramp_up import BatchSchedule
 from xlstm_jax.dataset.run import Progress, Run
 
-__all__ = ["LLMDataset", "cut_rows", "host_rows"]
+__all__ = ["LLMDataset", "LLMDatasetIterator", "cut_rows", "host_rows"]
 
 Row = Mapping[str, NDArray[np.int32]]
 

@@ -323,6 +323,19 @@ def make_grain_llm_iterator(
     """Create a multi-host data loader of one dataset: both functions above in one.
 
     See `make_grain_llm_dataset` and `make_grain_multihost_iterator` for the parameters, the result and the errors.
+
+    Example:
+        >>> import jax
+        >>> mesh = Mesh(jax.devices()[:1], ("data",))
+        >>> documents = [[1, 2, 3, 9], [4, 5, 9], [6, 7, 8, 0, 9], [1, 9]]
+        >>> loader = make_grain_llm_iterator(
+        ...     0, 1, mesh, documents, 2, 8, shuffle=False, data_shuffle_seed=7, grain_packing=True, eod_token_id=9
+        ... )
+        >>> with loader:
+        ...     batch = next(iter(loader))
+        ...     position = loader.get_state()  # Plain JSON; set_state goes on from here.
+        >>> batch.inputs.shape, batch.inputs.dtype, position["step"]
+        ((2, 8), dtype('int32'), 1)
     """
     llm_dataset = make_grain_llm_dataset(
         dataloading_host_index,

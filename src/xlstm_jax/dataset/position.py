@@ -10,7 +10,7 @@ from typing import Any
 
 from xlstm_jax.dataset.lanes import Cursor
 
-__all__ = ["DatasetPosition", "Position", "PositionError"]
+__all__ = ["DatasetPosition", "Position", "PositionError", "differences"]
 
 VERSION = 1
 

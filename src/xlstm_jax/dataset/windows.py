@@ -15,7 +15,7 @@ from xlstm_jax.dataset.order import Order, keyed_hash, shard_bounds
 from xlstm_jax.dataset.packing import PackedWindow, Packing, pack_window
 from xlstm_jax.dataset.transforms import Documents
 
-__all__ = ["LaneSlice", "PlannedWindows", "StreamedWindows", "Window", "Windows"]
+__all__ = ["LaneSlice", "PlannedWindows", "ReadDocuments", "StreamedWindows", "Window", "Windows"]
 
 ReadDocuments = Callable[[int, NDArray[np.int64]], Documents]
 
