@@ -7,11 +7,10 @@ import numpy as np
 
 from xlstm_jax.dataset.config import DatasetConfig
 from xlstm_jax.dataset.run import Run
+from xlstm_jax.dataset.sources import length_chunks
 from xlstm_jax.dataset.windows import LaneSlice, PlannedWindows
 
 __all__ = ["PassLength"]
-
-CHUNK = 1 << 22
 
 
 class PassLength:
@@ -71,16 +70,14 @@ class PassLength:
         dataset = self._run.datasets[number]
         if not dataset.planned:
             return self._documents[number]
-        lengths, row = dataset.source.lengths, dataset.row_length
-        tokens = 0
-        for at in range(0, len(lengths), CHUNK):
-            chunk = lengths[at : at + CHUNK]
-            if dataset.long_documents == "truncate":
-                chunk = np.minimum(chunk, row)
-            elif dataset.long_documents == "drop":
-                chunk = chunk[chunk <= row]
-            tokens += int(chunk.sum(dtype=np.int64))
-        return -(-tokens // row)
+        known, row = dataset.source.length_summary, dataset.row_length
+        tokens = known.tokens
+        if known.longest > row and dataset.long_documents in ("truncate", "drop"):
+            tokens = 0
+            for lengths in length_chunks(known.documents, dataset.source.lengths_of):
+                kept = np.minimum(lengths, row) if dataset.long_documents == "truncate" else lengths[lengths <= row]
+                tokens += int(kept.sum())
+        return int(-(-tokens // row))
 
     def _count_rows(self, number: int) -> int:
         dataset = self._run.datasets[number]
@@ -91,7 +88,7 @@ class PassLength:
     def _count_lane(self, dataset: DatasetConfig, lane: int) -> int:
         endless = dataset.num_epochs is None
         part = LaneSlice(order=dataset.order, lane=lane, num_shards=self._run.num_shards, endless=endless)
-        windows = PlannedWindows(part, dataset.packing(self._run.window_rows(dataset)), dataset.source.lengths)
+        windows = PlannedWindows(part, dataset.packing(self._run.window_rows(dataset)), dataset.source.lengths_of)
         rows = first = offset = 0
         while (window := windows.read(0, first, offset)) is not None:
             rows += window.rows

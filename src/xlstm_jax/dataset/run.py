@@ -187,7 +187,7 @@ class Run:
         part = LaneSlice(order=dataset.order, lane=lane, num_shards=self.num_shards, endless=endless)
         packing = dataset.packing(self.window_rows(dataset))
         if dataset.planned:
-            return PlannedWindows(part, packing, dataset.source.lengths)
+            return PlannedWindows(part, packing, dataset.source.lengths_of)
         return StreamedWindows(part, packing, readers[dataset.name])
 
 

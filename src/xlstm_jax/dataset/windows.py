@@ -6,7 +6,7 @@ packing on the same order, so both give the same rows for the same documents.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from xlstm_jax.dataset.transforms import Documents
 __all__ = ["LaneSlice", "PlannedWindows", "ReadDocuments", "StreamedWindows", "Window", "Windows"]
 
 ReadDocuments = Callable[[int, NDArray[np.int64]], Documents]
+LengthsOf = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
 
 class Window(NamedTuple):
@@ -90,10 +91,10 @@ class LaneSlice:
 class PlannedWindows:
     """Windows of documents whose lengths are known."""
 
-    def __init__(self, lane: LaneSlice, packing: Packing, lengths: NDArray[Any]) -> None:
+    def __init__(self, lane: LaneSlice, packing: Packing, lengths_of: LengthsOf) -> None:
         self._lane = lane
         self._packing = packing
-        self._lengths = lengths
+        self._lengths_of = lengths_of
         self._ahead = _Ahead(0, 0, np.zeros(0, np.int64), np.zeros(0, np.int64))
         self._guess = max(16, 2 * packing.rows)
 
@@ -136,7 +137,7 @@ class PlannedWindows:
         if first + len(index) < stop:
             more = self._lane.read(epoch, first + len(index), stop)
             index = np.concatenate([index, more])
-            lengths = np.concatenate([lengths, self._lengths[more].astype(np.int64, copy=False)])
+            lengths = np.concatenate([lengths, self._lengths_of(more)])
         self._ahead = _Ahead(epoch, first, index, lengths)
         return self._ahead
 

@@ -38,13 +38,13 @@ def read_tokens(store: TokenStore, begin: int, end: int) -> Iterator[tuple[NDArr
         ahead = np.cumsum(lengths[begin : min(end, begin + _TOKENS)], dtype=np.int64)
         count = max(1, int(np.searchsorted(ahead, _TOKENS, side="right")))
         documents = np.arange(begin, begin + count, dtype=np.int64)
-        yield _flat(store, documents), lengths[documents].astype(np.int64)
+        yield _flat(store, documents), store.lengths_of(documents)
         begin += count
 
 
 def _flat(store: TokenStore, documents: NDArray[np.int64]) -> NDArray[Any]:
     ((tokens, _, begins),) = store.fetch(documents)
-    ends = begins + store.lengths[documents]
+    ends = begins + store.lengths_of(documents)
     if np.array_equal(begins[1:], ends[:-1]):
         return tokens[int(begins[0]) : int(ends[-1])]
     return np.concatenate([tokens[first:last] for first, last in zip(begins.tolist(), ends.tolist(), strict=True)])

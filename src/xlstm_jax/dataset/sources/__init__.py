@@ -1,7 +1,7 @@
 """Sources: random access to documents, in memory and in files."""
 
 from xlstm_jax.dataset.sources.array_record import ArrayRecordSource
-from xlstm_jax.dataset.sources.base import PlannedSource, Source, TokenBlock, fingerprint_of, is_planned
+from xlstm_jax.dataset.sources.base import PlannedSource, Source, TokenBlock, fingerprint_of, is_planned, length_chunks
 from xlstm_jax.dataset.sources.hugging_face import HuggingFaceSource
 from xlstm_jax.dataset.sources.json_lines import JsonLinesSource
 from xlstm_jax.dataset.sources.memory import MemorySource
@@ -25,6 +25,7 @@ __all__ = [
     "TokenStoreWriter",
     "fingerprint_of",
     "is_planned",
+    "length_chunks",
     "open_source",
     "write_token_store",
 ]

@@ -1,7 +1,7 @@
 """What a source is: random access to documents, and, where lengths are known, to tokens in bulk."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeGuard
 
@@ -14,6 +14,7 @@ __all__ = [
     "TOKEN_FIELDS",
     "DocumentSource",
     "GatheredTokenSource",
+    "LengthSummary",
     "PlannedSource",
     "Source",
     "TokenBlock",
@@ -23,11 +24,13 @@ __all__ = [
     "fingerprint_of",
     "gather_block",
     "is_planned",
+    "length_chunks",
     "narrowed_ids",
     "read_only",
 ]
 
 _INT32 = np.iinfo(np.int32)
+_DOCUMENTS_PER_CHUNK = 1 << 18
 
 TOKEN_FIELDS = ("inputs", "input_ids", "tokens")
 """Columns that hold token ids, by their usual names."""
@@ -42,6 +45,39 @@ class TokenBlock(NamedTuple):
     """[k] positions, in the request, of the documents that lie here."""
     begin: NDArray[np.int64]
     """[k] place of each one's first token in `tokens`."""
+
+
+class LengthSummary(NamedTuple):
+    """What is to be known of all lengths of a source together."""
+
+    documents: int
+    tokens: int
+    empty: int
+    """Documents without tokens."""
+    longest: int
+    """Tokens of the longest document."""
+
+    @classmethod
+    def of_chunks(cls, chunks: "Iterable[NDArray[Any]]") -> "LengthSummary":
+        """Take lengths together that come part by part."""
+        return cls.join(
+            [
+                cls(len(part), int(part.sum(dtype=np.int64)), len(part) - int(np.count_nonzero(part)), int(part.max()))
+                for part in chunks
+            ]
+        )
+
+    @classmethod
+    def join(cls, parts: "Sequence[LengthSummary]") -> "LengthSummary":
+        """The summary of several sources, one after the other."""
+        documents, tokens, empty, longest = zip(*parts, strict=True) if parts else ((), (), (), ())
+        return cls(sum(documents), sum(tokens), sum(empty), max(longest, default=0))
+
+
+def length_chunks(documents: int, lengths_of: Callable[[NDArray[np.int64]], NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    """The lengths of documents 0 to `documents` - 1, part by part, in memory that does not grow with them."""
+    for at in range(0, documents, _DOCUMENTS_PER_CHUNK):
+        yield lengths_of(np.arange(at, min(at + _DOCUMENTS_PER_CHUNK, documents)))
 
 
 class Source(Protocol):
@@ -67,13 +103,24 @@ class PlannedSource(Source, Protocol):
     def lengths(self) -> NDArray[Any]:
         """[documents] int32 or int64 token counts; may be a memory map."""
 
+    def lengths_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[k] token counts of these documents; unlike `lengths` in memory that does not grow with the source."""
+
+    @property
+    def length_summary(self) -> LengthSummary:
+        """What is to be known of all lengths together."""
+
+    @property
+    def in_place(self) -> bool:
+        """Whether `fetch` only tells where tokens lie, so that it costs next to nothing."""
+
     def fetch(self, documents: NDArray[np.int64]) -> list[TokenBlock]:
         """Where the tokens of these documents lie; documents may repeat and come in any order."""
 
 
 def is_planned(source: Any) -> TypeGuard[PlannedSource]:
     """Whether a source knows its lengths and hands out tokens in bulk."""
-    return hasattr(source, "lengths") and hasattr(source, "fetch")
+    return hasattr(source, "lengths_of") and hasattr(source, "fetch")
 
 
 def fingerprint_of(source: Any) -> str:
@@ -127,11 +174,25 @@ class TokenSource(DocumentSource):
     def fetch(self, documents: NDArray[np.int64]) -> list[TokenBlock]:
         """Where the tokens of these documents lie; documents may repeat and come in any order."""
 
+    def lengths_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[k] token counts of these documents."""
+        return self.lengths[documents].astype(np.int64, copy=False)
+
+    @cached_property
+    def length_summary(self) -> LengthSummary:
+        """What is to be known of all lengths together."""
+        return LengthSummary.of_chunks(length_chunks(len(self), self.lengths_of))
+
+    @property
+    def in_place(self) -> bool:
+        """Whether `fetch` only tells where tokens lie, so that it costs next to nothing."""
+        return False
+
     def __len__(self) -> int:
         return len(self.lengths)
 
     def _read(self, documents: NDArray[np.int64]) -> list[NDArray[Any]]:
-        lengths = self.lengths[documents].astype(np.int64)
+        lengths = self.lengths_of(documents)
         found = [_NO_TOKENS] * len(documents)
         for tokens, which, begin in self.fetch(documents):
             end = begin + lengths[which]
@@ -142,7 +203,7 @@ class TokenSource(DocumentSource):
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that tell what the source holds; the same for every kind of planned source."""
-        return fingerprint_tokens(self.lengths, self._read)
+        return fingerprint_tokens(len(self), self.length_summary.tokens, self.lengths_of, self._read)
 
 
 class GatheredTokenSource(TokenSource):
@@ -156,7 +217,7 @@ class GatheredTokenSource(TokenSource):
         """See `PlannedSource.fetch`; a document that is asked for twice is read once."""
         documents = checked_documents(documents, len(self))
         which = np.arange(len(documents))
-        return [gather_block(documents, which, lambda once: self.lengths[once], self._read_flat)]
+        return [gather_block(documents, which, self.lengths_of, self._read_flat)]
 
 
 def gather_block(

@@ -38,17 +38,20 @@ def sample_places(count: int, samples: int) -> NDArray[np.int64]:
     return np.arange(samples, dtype=np.int64) * (count - 1) // (samples - 1)
 
 
-def fingerprint_tokens(lengths: NDArray[Any], read: ReadMany) -> str:
+def fingerprint_tokens(
+    count: int, tokens: int, lengths_of: Callable[[NDArray[np.int64]], NDArray[Any]], read: ReadMany
+) -> str:
     """Fingerprint of documents whose lengths are known; the same for every kind of store and any dtype of tokens.
 
     Args:
-        lengths: [documents] token counts. All are hashed up to 2^20 documents, beyond that 2^16 and their sum.
+        count: Documents.
+        tokens: Tokens of all documents.
+        lengths_of: Gives token counts. All are hashed up to 2^20 documents, beyond that 2^16.
         read: Gives the documents at these places; up to 256 are asked for, and their ends hashed.
     """
-    count = len(lengths)
-    hashed = lengths if count <= _ALL_LENGTHS_UP_TO else lengths[sample_places(count, _SAMPLED_LENGTHS)]
-    head = f"tokens {count} {int(lengths.sum(dtype=np.int64))}".encode()
-    sampled = [_hashed_tokens(tokens) for tokens in read(sample_places(count, _SAMPLED_DOCUMENTS))]
+    hashed = lengths_of(sample_places(count, count if count <= _ALL_LENGTHS_UP_TO else _SAMPLED_LENGTHS))
+    head = f"tokens {count} {tokens}".encode()
+    sampled = [_hashed_tokens(document) for document in read(sample_places(count, _SAMPLED_DOCUMENTS))]
     return digest(head, hashed.astype("<i8").tobytes(), *sampled)
 
 

@@ -48,6 +48,11 @@ class MemorySource(TokenSource):
         """[documents] token counts."""
         return self._lengths
 
+    @property
+    def in_place(self) -> bool:
+        """See `PlannedSource.in_place`."""
+        return True
+
     def fetch(self, documents: NDArray[np.int64]) -> list[TokenBlock]:
         """See `PlannedSource.fetch`; nothing is copied."""
         documents = checked_documents(documents, len(self))

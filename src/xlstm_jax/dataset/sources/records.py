@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from xlstm_jax.dataset.sources.base import (
     DocumentSource,
+    LengthSummary,
     TokenBlock,
     checked_documents,
     gather_block,
+    length_chunks,
     narrowed_ids,
     read_only,
 )
@@ -121,6 +123,22 @@ class RecordSource(DocumentSource):
             raise AttributeError(f"{self!r} does not know the lengths of its documents before they are tokenised.")
         return self._lengths
 
+    @property
+    def lengths_of(self) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
+        """See `PlannedSource.lengths_of`; only where the records hold tokens."""
+        lengths = self.lengths
+        return lambda documents: lengths[documents].astype(np.int64, copy=False)
+
+    @cached_property
+    def length_summary(self) -> LengthSummary:
+        """See `PlannedSource.length_summary`."""
+        return LengthSummary.of_chunks(length_chunks(len(self), self.lengths_of))
+
+    @property
+    def in_place(self) -> bool:
+        """See `PlannedSource.in_place`."""
+        return False
+
     @cached_property
     def _lengths(self) -> NDArray[Any]:
         counted = self._count_tokens()
@@ -135,8 +153,7 @@ class RecordSource(DocumentSource):
     def fetch(self, documents: NDArray[np.int64]) -> list[TokenBlock]:
         """See `PlannedSource.fetch`; a document that is asked for twice is read once."""
         documents = checked_documents(documents, len(self))
-        lengths = self.lengths
-        return [gather_block(documents, np.arange(len(documents)), lambda once: lengths[once], self._read_flat)]
+        return [gather_block(documents, np.arange(len(documents)), self.lengths_of, self._read_flat)]
 
     def _read_flat(self, documents: NDArray[np.int64]) -> NDArray[Any]:
         """Tokens of these documents (ascending, none twice), end to end."""
@@ -179,7 +196,7 @@ class RecordSource(DocumentSource):
     def fingerprint(self) -> str:
         """16 hex digits that tell what the source holds; of tokens the same for every kind of planned source."""
         if self._holds_tokens:
-            return fingerprint_tokens(self.lengths, self._read)
+            return fingerprint_tokens(len(self), self.length_summary.tokens, self.lengths_of, self._read)
         return fingerprint_elements(len(self), self._read)
 
 

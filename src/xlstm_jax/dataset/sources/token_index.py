@@ -18,13 +18,24 @@ al., "Megatron-LM", 2019):
 """
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DTYPES", "HEADER", "MAGIC", "TokenIndex", "index_header", "read_index", "write_layout"]
+__all__ = [
+    "DTYPES",
+    "HEADER",
+    "MAGIC",
+    "TokenIndex",
+    "gather",
+    "index_header",
+    "read_index",
+    "unaligned",
+    "write_layout",
+]
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -39,23 +50,44 @@ DTYPES: dict[int, np.dtype[Any]] = {
     7: np.dtype("<f4"),
     8: np.dtype("<u2"),
 }
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 
 
 class TokenIndex(NamedTuple):
-    """An index, checked against the size of its `.bin`."""
+    """An index, checked against the size of its `.bin`; nothing of it is copied.
+
+    Its columns lie at places that suit no integer of their size, and NumPy copies such arrays whole for each gather.
+    They all lie at even places, so they are mapped as (n, 2) or (n, 4) uint16, and `gather` reads whole integers.
+    """
 
     dtype: np.dtype[Any]
-    lengths: NDArray[Any]
-    """[documents] int32 (int64 where one does not fit) token counts, in memory."""
-    pointers: NDArray[np.int64]
-    """[sequences] place in bytes of each sequence; a memory map, not aligned."""
-    first_sequence: NDArray[np.int64] | None
-    """[documents + 1] first sequence of each document, a memory map; None where each document is one sequence."""
+    sizes: NDArray[np.uint16]
+    """[sequences, 2] token counts."""
+    pointers: NDArray[np.uint16]
+    """[sequences, 4] place in bytes of each sequence."""
+    first_sequence: NDArray[np.uint16] | None
+    """[documents + 1, 4] first sequence of each document; None where each document is one sequence."""
+    tokens: int
+    empty: int
+    """Sequences without tokens."""
+    longest: int
+    """Tokens of the longest sequence."""
+
+
+def gather(column: NDArray[np.uint16], places: NDArray[np.int64]) -> NDArray[Any]:
+    """[k] int32 or int64: the integers of a mapped column at these places."""
+    return column[places].view(f"<i{2 * column.shape[1]}")[:, 0]
+
+
+def unaligned(column: NDArray[np.uint16]) -> NDArray[Any]:
+    """[n] int32 or int64: a mapped column as it lies; good for slices and sums, slow for gathers."""
+    if len(column) == 0:
+        return np.zeros(0, f"<i{2 * column.shape[1]}")
+    return column.view(f"<i{2 * column.shape[1]}")[:, 0]
 
 
 def read_index(path: Path, data_bytes: int) -> TokenIndex:
-    """Read and check an index.
+    """Read and check an index: one pass over it, in memory that does not grow with it.
 
     Args:
         path: The `.idx`.
@@ -64,29 +96,16 @@ def read_index(path: Path, data_bytes: int) -> TokenIndex:
     Raises:
         ValueError: It is no index, is truncated, or does not fit the `.bin`; the message gives both sizes.
     """
-    dtype, sequences, boundaries = _read_header(path)
-    mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-    sizes_end = HEADER.size + 4 * sequences
-    pointers_end = sizes_end + 8 * sequences
-    # An aligned copy: the sizes lie at an odd place in the file, and NumPy copies unaligned arrays whole for each
-    # gather.
-    sizes = mapped[HEADER.size : sizes_end].view("<i4").copy()
-    pointers = mapped[sizes_end:pointers_end].view("<i8")
-    first_sequence = mapped[pointers_end:].view("<i8")
-    _check_sizes(path, sizes, dtype, data_bytes)
-    _check_boundaries(path, first_sequence, sequences)
-    if boundaries == sequences + 1 and _counts_up(first_sequence):
-        return TokenIndex(dtype, sizes, pointers, None)
-    ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-    if not np.array_equal(pointers, ends[:-1] * dtype.itemsize):
-        raise ValueError(
-            f"{path} has documents of several sequences that do not lie one after the other in the .bin; "
-            "write it again with its sequences in order."
-        )
-    lengths = np.diff(ends[first_sequence])
-    if len(lengths) == 0 or lengths.max() <= np.iinfo(np.int32).max:
-        lengths = lengths.astype(np.int32)
-    return TokenIndex(dtype, lengths, pointers, first_sequence)
+    dtype, sequences, _ = _read_header(path)
+    mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))[HEADER.size :].view("<u2")
+    sizes = mapped[: 2 * sequences].reshape(-1, 2)
+    pointers = mapped[2 * sequences : 6 * sequences].reshape(-1, 4)
+    first_sequence = mapped[6 * sequences :].reshape(-1, 4)
+    tokens, empty, longest = _check_sizes(path, sizes, dtype, data_bytes)
+    own = _check_boundaries(path, first_sequence, sequences)
+    if not own:
+        _check_pointers(path, sizes, pointers, dtype)
+    return TokenIndex(dtype, sizes, pointers, None if own else first_sequence, tokens, empty, longest)
 
 
 def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
@@ -114,32 +133,57 @@ def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
     return dtype, sequences, boundaries
 
 
-def _check_sizes(path: Path, sizes: NDArray[np.int32], dtype: np.dtype[Any], data_bytes: int) -> None:
-    if len(sizes) and sizes.min() < 0:
-        raise ValueError(f"{path} is damaged: sequence {int(np.argmin(sizes))} has {sizes.min()} tokens.")
-    expected = int(sizes.sum(dtype=np.int64)) * dtype.itemsize
+def _chunks(column: NDArray[np.uint16]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """A mapped column in aligned parts small enough for the cache, and where each begins."""
+    for at in range(0, len(column), _CHUNK):
+        yield at, unaligned(column[at : at + _CHUNK].copy())
+
+
+def _check_sizes(path: Path, sizes: NDArray[np.uint16], dtype: np.dtype[Any], data_bytes: int) -> tuple[int, int, int]:
+    """All tokens, empty sequences, and tokens of the longest sequence."""
+    tokens = empty = longest = 0
+    for at, part in _chunks(sizes):
+        if part.min() < 0:
+            place = int(np.argmin(part))
+            raise ValueError(f"{path} is damaged: sequence {at + place} has {part[place]} tokens.")
+        tokens += int(part.sum(dtype=np.int64))
+        empty += len(part) - int(np.count_nonzero(part))
+        longest = max(longest, int(part.max()))
+    expected = tokens * dtype.itemsize
     if data_bytes != expected:
         raise ValueError(
-            f"{path.with_suffix('.bin')} has {data_bytes} bytes, and its index counts {expected // dtype.itemsize} "
-            f"{dtype.name} tokens, which take {expected}; one of the two is truncated or belongs to another store."
+            f"{path.with_suffix('.bin')} has {data_bytes} bytes, and its index counts {tokens} {dtype.name} tokens, "
+            f"which take {expected}; one of the two is truncated or belongs to another store."
         )
+    return tokens, empty, longest
 
 
-def _check_boundaries(path: Path, first_sequence: NDArray[np.int64], sequences: int) -> None:
-    if len(first_sequence) == 0 or first_sequence[0] != 0 or first_sequence[-1] != sequences:
-        ends = first_sequence[[0, -1]].tolist() if len(first_sequence) else "nothing"
+def _check_boundaries(path: Path, first_sequence: NDArray[np.uint16], sequences: int) -> bool:
+    """Check that the boundaries ascend from 0 to the number of sequences; whether each is its own place."""
+    ends = unaligned(first_sequence)[[0, -1]].tolist() if len(first_sequence) else "nothing"
+    if ends != [0, sequences]:
         raise ValueError(f"{path} is damaged: its document boundaries must go from 0 to {sequences}, got {ends}.")
-    for at in range(0, len(first_sequence), _CHUNK):
-        if (np.diff(first_sequence[at : at + _CHUNK + 1]) < 0).any():
+    counted = np.arange(_CHUNK)
+    own, before = len(first_sequence) == sequences + 1, 0
+    for at, part in _chunks(first_sequence):
+        own = own and np.array_equal(part - at, counted[: len(part)])
+        if not own and (part[0] < before or (np.diff(part) < 0).any()):
             raise ValueError(f"{path} is damaged: its document boundaries do not ascend.")
+        before = int(part[-1])
+    return own
 
 
-def _counts_up(values: NDArray[np.int64]) -> bool:
-    """Whether each value is its own place."""
-    return all(
-        np.array_equal(values[at : at + _CHUNK], np.arange(at, min(at + _CHUNK, len(values))))
-        for at in range(0, len(values), _CHUNK)
-    )
+def _check_pointers(path: Path, sizes: NDArray[np.uint16], pointers: NDArray[np.uint16], dtype: np.dtype[Any]) -> None:
+    """Check that sequences lie one after the other, as documents of several sequences must."""
+    end = 0
+    for (_, part), (_, places) in zip(_chunks(sizes), _chunks(pointers), strict=True):
+        ends = end + np.cumsum(part, dtype=np.int64) * dtype.itemsize
+        if not np.array_equal(places, ends - part.astype(np.int64) * dtype.itemsize):
+            raise ValueError(
+                f"{path} has documents of several sequences that do not lie one after the other in the .bin; "
+                "write it again with its sequences in order."
+            )
+        end = int(ends[-1])
 
 
 def index_header(dtype: np.dtype[Any], documents: int) -> bytes:

@@ -9,17 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlstm_jax.dataset.sources.base import (
+    LengthSummary,
     TokenBlock,
     TokenSource,
     begins_of,
     checked_documents,
     gather_block,
+    length_chunks,
     narrowed_ids,
     read_only,
 )
 from xlstm_jax.dataset.sources.files import FileDocuments, PathLike, as_paths
 from xlstm_jax.dataset.sources.manifest import is_unfinished
-from xlstm_jax.dataset.sources.token_index import read_index
+from xlstm_jax.dataset.sources.token_index import gather, read_index, unaligned
 
 __all__ = ["TokenStore", "store_files"]
 
@@ -31,8 +33,8 @@ class TokenStore(TokenSource):
 
     A document is an entry of the index's document boundaries: all sequences between two boundaries, which is one
     sequence in stores that this library writes. Tokens are never copied, except from stores of int64 or uint32, whose
-    ids are checked to fit int32 and narrowed. A pickled store is its paths, and opens its files again. Memory: the
-    token counts, 4 bytes a document.
+    ids are checked to fit int32 and narrowed. A pickled store is its paths, and opens its files again. Memory does not
+    grow with the documents: the index is mapped too.
 
     Args:
         path: A prefix, its `.idx` or `.bin`, or a folder whose stores are the shards, in the order of their names; or
@@ -49,11 +51,11 @@ class TokenStore(TokenSource):
         self._eod_token_id = eod_token_id
         self._files = [files for given in as_paths(path) for files in store_files(given)]
         self._shards = [_Shard(index, data) for index, data in self._files]
-        self._documents = FileDocuments([len(shard.lengths) for shard in self._shards])
+        self._documents = FileDocuments([shard.documents for shard in self._shards])
 
     @cached_property
     def lengths(self) -> NDArray[Any]:
-        """[documents] token counts: int32, or int64 where a document does not fit."""
+        """[documents] token counts; mapped where the store is one shard, else copied: the loader uses `lengths_of`."""
         if len(self._shards) == 1:
             return self._shards[0].lengths
         return read_only(np.concatenate([shard.lengths for shard in self._shards]))
@@ -67,6 +69,26 @@ class TokenStore(TokenSource):
         """For people: which document of which file this is."""
         shard, place = self._documents.locate(document)
         return f"document {place} of {self._files[shard][0]}"
+
+    def lengths_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See `PlannedSource.lengths_of`."""
+        documents = checked_documents(documents, len(self))
+        if len(self._shards) == 1:
+            return self._shards[0].lengths_of(documents)
+        lengths = np.empty(len(documents), np.int64)
+        for shard, which, local in self._documents.split(documents):
+            lengths[which] = self._shards[shard].lengths_of(local)
+        return lengths
+
+    @cached_property
+    def length_summary(self) -> LengthSummary:
+        """See `PlannedSource.length_summary`; known from the checks of the index."""
+        return LengthSummary.join([shard.length_summary for shard in self._shards])
+
+    @property
+    def in_place(self) -> bool:
+        """See `PlannedSource.in_place`."""
+        return all(shard.in_place for shard in self._shards)
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -118,29 +140,61 @@ class _Shard:
 
     def __init__(self, index_path: Path, data_path: Path) -> None:
         data_bytes = data_path.stat().st_size
-        index = read_index(index_path, data_bytes)
         self._path = index_path
-        self._pointers = index.pointers
-        self._first_sequence = index.first_sequence
-        self.lengths = read_only(index.lengths)
+        self._index = read_index(index_path, data_bytes)
+        dtype = self._index.dtype
         # An empty file cannot be mapped. The plain array is faster to slice than np.memmap and keeps the map alive.
-        mapped = np.memmap(data_path, dtype=index.dtype, mode="r") if data_bytes else np.zeros(0, index.dtype)
+        mapped = np.memmap(data_path, dtype=dtype, mode="r") if data_bytes else np.zeros(0, dtype)
         self._tokens = read_only(np.asarray(mapped))
+        self.in_place = dtype.itemsize <= _INT32_BYTES and dtype != np.uint32
+
+    @property
+    def documents(self) -> int:
+        first = self._index.first_sequence
+        return len(self._index.sizes) if first is None else len(first) - 1
+
+    @property
+    def lengths(self) -> NDArray[Any]:
+        if self._index.first_sequence is None:
+            return read_only(unaligned(self._index.sizes))
+        return read_only(self.lengths_of(np.arange(self.documents)))
+
+    @property
+    def length_summary(self) -> LengthSummary:
+        index = self._index
+        if index.first_sequence is None:
+            return LengthSummary(len(index.sizes), index.tokens, index.empty, index.longest)
+        return LengthSummary.of_chunks(length_chunks(self.documents, self.lengths_of))
+
+    def lengths_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        first = self._index.first_sequence
+        if first is None:
+            return gather(self._index.sizes, documents).astype(np.int64)
+        # Sequences of such stores lie end to end.
+        bytes_of = self._pointers(gather(first, documents + 1)) - self._pointers(gather(first, documents))
+        return bytes_of // self._tokens.dtype.itemsize
 
     def fetch(self, which: NDArray[np.int64], documents: NDArray[np.int64]) -> TokenBlock:
-        if self._tokens.dtype.itemsize <= _INT32_BYTES and self._tokens.dtype != np.uint32:
+        if self.in_place:
             return TokenBlock(self._tokens, which, self._begins(documents))
-        return gather_block(documents, which, lambda once: self.lengths[once], self._read_narrowed)
+        return gather_block(documents, which, self.lengths_of, self._read_narrowed)
+
+    def _pointers(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Place in bytes of each sequence; behind the last is the end of the data."""
+        pointers = self._index.pointers
+        if len(pointers) == 0:
+            return np.zeros(len(sequences), dtype=np.int64)
+        behind = sequences == len(pointers)
+        found = gather(pointers, np.where(behind, 0, sequences))
+        found[behind] = self._tokens.nbytes
+        return found
 
     def _begins(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """Place of each document's first token, checked: what reads there afterwards does not look at bounds."""
-        if len(self._pointers) == 0:
-            return np.zeros(len(documents), dtype=np.int64)
-        first = documents if self._first_sequence is None else self._first_sequence[documents]
-        # An empty document may be the last of all, after the last sequence.
-        pointers = self._pointers[np.minimum(first, len(self._pointers) - 1)].astype(np.int64)
+        first = self._index.first_sequence
+        pointers = self._pointers(documents if first is None else gather(first, documents))
         begin = pointers // self._tokens.dtype.itemsize
-        lengths = self.lengths[documents]
+        lengths = self.lengths_of(documents)
         wrong = (begin < 0) | (begin + lengths > len(self._tokens)) | (pointers % self._tokens.dtype.itemsize != 0)
         if wrong.any():
             place = int(np.argmax(wrong))
@@ -151,7 +205,7 @@ class _Shard:
         return begin
 
     def _read_narrowed(self, documents: NDArray[np.int64]) -> NDArray[Any]:
-        lengths = self.lengths[documents].astype(np.int64)
+        lengths = self.lengths_of(documents)
         shift = np.repeat(self._begins(documents) - begins_of(lengths), lengths)
         tokens = self._tokens[np.arange(len(shift)) + shift]
         return narrowed_ids(tokens, lengths, lambda n: f"Document {documents[n]} of {self._path}")
