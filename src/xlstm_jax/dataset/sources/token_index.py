@@ -19,6 +19,7 @@ al., "Megatron-LM", 2019):
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -96,16 +97,22 @@ def read_index(path: Path, data_bytes: int) -> TokenIndex:
     Raises:
         ValueError: It is no index, is truncated, or does not fit the `.bin`; the message gives both sizes.
     """
-    dtype, sequences, _ = _read_header(path)
+    dtype, sequences, boundaries = _read_header(path)
     mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))[HEADER.size :].view("<u2")
-    sizes = mapped[: 2 * sequences].reshape(-1, 2)
-    pointers = mapped[2 * sequences : 6 * sequences].reshape(-1, 4)
-    first_sequence = mapped[6 * sequences :].reshape(-1, 4)
-    tokens, empty, longest = _check_sizes(path, sizes, dtype, data_bytes)
-    own = _check_boundaries(path, first_sequence, sequences)
+    index = _Columns(path, dtype, sequences, boundaries)
+    tokens, empty, longest = index.check_sizes(data_bytes)
+    own = index.check_boundaries()
     if not own:
-        _check_pointers(path, sizes, pointers, dtype)
-    return TokenIndex(dtype, sizes, pointers, None if own else first_sequence, tokens, empty, longest)
+        index.check_pointers()
+    return TokenIndex(
+        dtype,
+        sizes=mapped[: 2 * sequences].reshape(-1, 2),
+        pointers=mapped[2 * sequences : 6 * sequences].reshape(-1, 4),
+        first_sequence=None if own else mapped[6 * sequences :].reshape(-1, 4),
+        tokens=tokens,
+        empty=empty,
+        longest=longest,
+    )
 
 
 def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
@@ -133,57 +140,81 @@ def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
     return dtype, sequences, boundaries
 
 
-def _chunks(column: NDArray[np.uint16]) -> Iterator[tuple[int, NDArray[Any]]]:
-    """A mapped column in aligned parts small enough for the cache, and where each begins."""
-    for at in range(0, len(column), _CHUNK):
-        yield at, unaligned(column[at : at + _CHUNK].copy())
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of an index, read from end to end in parts that fit the cache.
 
+    Reading costs half of what it costs to touch every page of a map, and leaves the process as small as it was.
+    """
 
-def _check_sizes(path: Path, sizes: NDArray[np.uint16], dtype: np.dtype[Any], data_bytes: int) -> tuple[int, int, int]:
-    """All tokens, empty sequences, and tokens of the longest sequence."""
-    tokens = empty = longest = 0
-    for at, part in _chunks(sizes):
-        if part.min() < 0:
-            place = int(np.argmin(part))
-            raise ValueError(f"{path} is damaged: sequence {at + place} has {part[place]} tokens.")
-        tokens += int(part.sum(dtype=np.int64))
-        empty += len(part) - int(np.count_nonzero(part))
-        longest = max(longest, int(part.max()))
-    expected = tokens * dtype.itemsize
-    if data_bytes != expected:
-        raise ValueError(
-            f"{path.with_suffix('.bin')} has {data_bytes} bytes, and its index counts {tokens} {dtype.name} tokens, "
-            f"which take {expected}; one of the two is truncated or belongs to another store."
-        )
-    return tokens, empty, longest
+    path: Path
+    dtype: np.dtype[Any]
+    sequences: int
+    boundaries: int
 
+    def _read(self, begin: int, count: int, dtype: str) -> Iterator[tuple[int, NDArray[Any]]]:
+        """`count` integers from byte `begin` on, and the number of each part's first; a part is gone with the next."""
+        buffer = np.empty(_CHUNK, dtype)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(begin)
+            for at in range(0, count, _CHUNK):
+                part = buffer[: count - at]
+                if file.readinto(memoryview(part).cast("B")) != part.nbytes:
+                    raise ValueError(f"{self.path} became shorter while it was read.")
+                yield at, part
 
-def _check_boundaries(path: Path, first_sequence: NDArray[np.uint16], sequences: int) -> bool:
-    """Check that the boundaries ascend from 0 to the number of sequences; whether each is its own place."""
-    ends = unaligned(first_sequence)[[0, -1]].tolist() if len(first_sequence) else "nothing"
-    if ends != [0, sequences]:
-        raise ValueError(f"{path} is damaged: its document boundaries must go from 0 to {sequences}, got {ends}.")
-    counted = np.arange(_CHUNK)
-    own, before = len(first_sequence) == sequences + 1, 0
-    for at, part in _chunks(first_sequence):
-        own = own and np.array_equal(part - at, counted[: len(part)])
-        if not own and (part[0] < before or (np.diff(part) < 0).any()):
-            raise ValueError(f"{path} is damaged: its document boundaries do not ascend.")
-        before = int(part[-1])
-    return own
+    def _sizes(self) -> Iterator[tuple[int, NDArray[np.int32]]]:
+        return self._read(HEADER.size, self.sequences, "<i4")
 
-
-def _check_pointers(path: Path, sizes: NDArray[np.uint16], pointers: NDArray[np.uint16], dtype: np.dtype[Any]) -> None:
-    """Check that sequences lie one after the other, as documents of several sequences must."""
-    end = 0
-    for (_, part), (_, places) in zip(_chunks(sizes), _chunks(pointers), strict=True):
-        ends = end + np.cumsum(part, dtype=np.int64) * dtype.itemsize
-        if not np.array_equal(places, ends - part.astype(np.int64) * dtype.itemsize):
+    def check_sizes(self, data_bytes: int) -> tuple[int, int, int]:
+        """All tokens, empty sequences, and tokens of the longest sequence."""
+        tokens = empty = longest = 0
+        for at, sizes in self._sizes():
+            if sizes.min() < 0:
+                place = int(np.argmin(sizes))
+                raise ValueError(f"{self.path} is damaged: sequence {at + place} has {sizes[place]} tokens.")
+            tokens += int(sizes.sum(dtype=np.int64))
+            empty += len(sizes) - int(np.count_nonzero(sizes))
+            longest = max(longest, int(sizes.max()))
+        expected = tokens * self.dtype.itemsize
+        if data_bytes != expected:
             raise ValueError(
-                f"{path} has documents of several sequences that do not lie one after the other in the .bin; "
-                "write it again with its sequences in order."
+                f"{self.path.with_suffix('.bin')} has {data_bytes} bytes, and its index counts {tokens} "
+                f"{self.dtype.name} tokens, which take {expected}; one of the two is truncated or belongs to another "
+                "store."
             )
-        end = int(ends[-1])
+        return tokens, empty, longest
+
+    def check_boundaries(self) -> bool:
+        """Whether each boundary is its own place; they must ascend from 0 to the number of sequences."""
+        own, before = self.boundaries == self.sequences + 1, 0
+        places = np.arange(_CHUNK)
+        first = last = -1
+        for at, part in self._read(HEADER.size + 12 * self.sequences, self.boundaries, "<i8"):
+            first, last = int(part[0]) if at == 0 else first, int(part[-1])
+            own = own and np.array_equal(part - at, places[: len(part)])
+            if not own and (part[0] < before or (np.diff(part) < 0).any()):
+                raise ValueError(f"{self.path} is damaged: its document boundaries do not ascend.")
+            before = last
+        if (first, last) != (0, self.sequences):
+            raise ValueError(
+                f"{self.path} is damaged: its document boundaries must go from 0 to {self.sequences}, "
+                f"got {f'[{first}, {last}]' if self.boundaries else 'nothing'}."
+            )
+        return own
+
+    def check_pointers(self) -> None:
+        """Sequences must lie one after the other, where documents have several of them."""
+        end = 0
+        pointers = self._read(HEADER.size + 4 * self.sequences, self.sequences, "<i8")
+        for (_, sizes), (_, begins) in zip(self._sizes(), pointers, strict=True):
+            ends = end + np.cumsum(sizes, dtype=np.int64) * self.dtype.itemsize
+            if not np.array_equal(begins, ends - sizes.astype(np.int64) * self.dtype.itemsize):
+                raise ValueError(
+                    f"{self.path} has documents of several sequences that do not lie one after the other in the .bin; "
+                    "write it again with its sequences in order."
+                )
+            end = int(ends[-1])
 
 
 def index_header(dtype: np.dtype[Any], documents: int) -> bytes:
