@@ -159,7 +159,7 @@ class _Columns:
             file.seek(begin)
             for at in range(0, count, _CHUNK):
                 part = buffer[: count - at]
-                if file.readinto(memoryview(part).cast("B")) != part.nbytes:
+                if file.readinto(part.data.cast("B")) != part.nbytes:
                     raise ValueError(f"{self.path} became shorter while it was read.")
                 yield at, part
 
