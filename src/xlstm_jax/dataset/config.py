@@ -34,9 +34,9 @@ OPEN_TOKENS = 2**28
 class DatasetConfig:
     """One dataset of a run: its documents, their order, and how they become rows."""
 
-    source: Any
+    source: Any = dataclasses.field(repr=False)
     name: str
-    operations: tuple[Any, ...]
+    operations: tuple[Any, ...] = dataclasses.field(repr=False)  # They may hold access tokens.
     row_length: int
     batch_size: int
     """Rows of the first global batch; only the defaults of `window_rows` depend on it."""

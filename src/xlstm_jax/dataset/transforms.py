@@ -97,6 +97,8 @@ class DocumentReader:
         # What a filter of a grain.MapDataset drops stands there as None, and so does a bad record that a source skips.
         pairs = [(i, element) for i, element in read if element is not None]
         kept, elements = [i for i, _ in pairs], [element for _, element in pairs]
+        if self.operations:
+            elements = [_own_copy(element) for element in elements]
         for place, operation in enumerate(self.operations):
             kept, elements = self._apply(operation, place, epoch, kept, elements)
         return Documents.collect(kept, elements, self.name)
@@ -147,6 +149,15 @@ def _read_elements(source: Any, index: list[int]) -> list[Any]:
     if hasattr(source, "__getitems__"):
         return list(source.__getitems__(index))
     return [source[i] for i in index]
+
+
+def _own_copy(element: Any) -> Any:
+    """What operations may edit in place, as some do: the source's own element must look the same in the next epoch."""
+    if isinstance(element, np.ndarray):
+        return element.copy()
+    if isinstance(element, dict):
+        return {key: _own_copy(value) for key, value in element.items()}
+    return list(element) if isinstance(element, list) else element
 
 
 def _inputs_and_targets(element: Any, name: str, index: int) -> tuple[Any, Any]:

@@ -1,6 +1,7 @@
 """Files that stay open between reads, so many at a time, each used by one thread at a time."""
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ class OpenFiles(Generic[T]):
         self._limit = limit
         self._idle: OrderedDict[int, T] = OrderedDict()
         self._lock = threading.Lock()
+        weakref.finalize(self, _close_all, self._idle)
 
     @contextmanager
     def use(self, number: int) -> Iterator[T]:
@@ -52,3 +54,8 @@ class OpenFiles(Generic[T]):
                 _, spare = self._idle.popitem(last=False)
         if spare is not None:
             spare.close()
+
+
+def _close_all(files: OrderedDict[int, T]) -> None:
+    while files:
+        files.popitem()[1].close()
