@@ -27,8 +27,10 @@ LAYERS = [
     "dataset.sources.array_record dataset.sources.json_lines dataset.sources.parquet dataset.sources.hugging_face",
     "dataset.sources.opening dataset.sources",
     "dataset.tokenizer dataset.transforms",
-    "dataset.packing dataset.windows dataset.mixing dataset.lanes dataset.places dataset.ramp_up",
-    "dataset.assembly dataset.config dataset.position dataset.run dataset.passes",
+    "dataset.config_file dataset.schedule dataset.ramp_up dataset.row_lengths dataset.timeline",
+    "dataset.packing dataset.windows dataset.mixing dataset.mixture dataset.lanes dataset.places",
+    "dataset.assembly dataset.config dataset.position dataset.epochs dataset.run dataset.resume dataset.progress",
+    "dataset.passes",
     "dataset.batch dataset.grain_dataset dataset.global_arrays dataset.workers dataset.prefetch",
     "dataset.feed dataset.foreign dataset.multihost_dataloading dataset.grain_iterator dataset.checkpoint dataset",
 ]

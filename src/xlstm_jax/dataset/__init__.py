@@ -16,8 +16,11 @@ if TYPE_CHECKING:
         make_grain_multihost_iterator,
         shard_grain_dataset,
     )
+    from xlstm_jax.dataset.mixture import Mixture, Stage
     from xlstm_jax.dataset.multihost_dataloading import MultiHostDataLoadIterator
     from xlstm_jax.dataset.position import PositionError
+    from xlstm_jax.dataset.ramp_up import BatchSchedule
+    from xlstm_jax.dataset.row_lengths import RowLengthSchedule
     from xlstm_jax.dataset.sources import (
         ArrayRecordSource,
         HuggingFaceSource,
@@ -37,12 +40,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArrayRecordSource",
+    "BatchSchedule",
     "HuggingFaceSource",
     "JsonLinesSource",
     "LLMBatch",
     "LLMDataset",
     "LLMIndexedBatch",
     "MemorySource",
+    "Mixture",
     "MultiHostDataLoadIterator",
     "ParquetSource",
     "PlannedSource",
@@ -51,7 +56,9 @@ __all__ = [
     "PositionRestore",
     "PositionSave",
     "RecordError",
+    "RowLengthSchedule",
     "Source",
+    "Stage",
     "TokenBlock",
     "TokenStore",
     "TokenStoreWriter",
@@ -66,14 +73,18 @@ __all__ = [
 ]
 
 _MODULES = {
+    "BatchSchedule": "ramp_up",
     "LLMBatch": "batch",
     "LLMDataset": "grain_dataset",
     "LLMIndexedBatch": "batch",
+    "Mixture": "mixture",
     "MultiHostDataLoadIterator": "multihost_dataloading",
     "PositionError": "position",
     "PositionHandler": "checkpoint",
     "PositionRestore": "checkpoint",
     "PositionSave": "checkpoint",
+    "RowLengthSchedule": "row_lengths",
+    "Stage": "mixture",
     "Tokenize": "tokenizer",
     "Tokenizer": "tokenizer",
     "make_grain_llm_dataset": "grain_iterator",

@@ -114,11 +114,11 @@ class DatasetConfig:
             long_documents=self.long_documents,
         )
 
-    def packing(self, window_rows: int) -> Packing:
-        """The packing, once the size of the window is settled."""
+    def packing(self, window_rows: int, row_length: int) -> Packing:
+        """The packing, once the size of the window and the length of rows are settled."""
         return Packing(
             rule=self.rule,
-            row_length=self.row_length,
+            row_length=row_length,
             rows=window_rows,
             long_documents=self.long_documents,
             shuffle=self.shuffle and self.rule != "none",

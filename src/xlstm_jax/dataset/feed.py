@@ -4,6 +4,7 @@ A feed plans batches in order, builds each in whatever thread is free, and keeps
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +17,9 @@ from xlstm_jax.dataset.grain_dataset import cut_rows
 from xlstm_jax.dataset.passes import PassLength
 from xlstm_jax.dataset.places import BatchPlan, PlacedRun
 from xlstm_jax.dataset.position import Position
-from xlstm_jax.dataset.run import Progress, Run
+from xlstm_jax.dataset.progress import Progress
+from xlstm_jax.dataset.resume import resume
+from xlstm_jax.dataset.run import Run
 from xlstm_jax.dataset.workers import Readers
 
 __all__ = ["Feed", "HostBatch", "RowFeed"]
@@ -56,6 +59,17 @@ class Feed(Protocol):
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved position."""
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The stages of the mixture up to the position, as JSON."""
+
+    def set_history(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Take over the stages that a run had before it was resumed."""
+
+    @property
+    def epochs_seen(self) -> dict[str, float]:
+        """Dataset → epochs of it up to the position."""
 
     def close(self) -> None:
         """End worker processes."""
@@ -121,7 +135,7 @@ class RowFeed:
         last = self._one_epoch or (None not in epochs and position.passes + 1 >= max(e or 0 for e in epochs))
         if last:
             return False  # It ends with the data.
-        end = position.place + self._run.schedule.batch_size(position.step)
+        end = position.place + self._run.timeline.shape(position.moment)[0]
         # Where a batch is larger than a pass, it is one: no pass is empty.
         within = self._pass_length.reaches(end, position.passes + 1)
         return not within and not self._pass_length.reaches(position.place, position.passes)
@@ -144,8 +158,22 @@ class RowFeed:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """See `Feed.set_state`."""
-        run, position = self._run.resume(Position.from_json(state))
+        run, position = resume(self._run, Position.from_json(state))
         self._begin(run, position)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """See `Feed.history`."""
+        return self._progress.history
+
+    def set_history(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """See `Feed.set_history`."""
+        self._progress = Progress(self._run, self._progress.position, history)
+
+    @property
+    def epochs_seen(self) -> dict[str, float]:
+        """See `Feed.epochs_seen`."""
+        return self._progress.epochs_seen
 
     def close(self) -> None:
         """See `Feed.close`."""
@@ -155,9 +183,9 @@ class RowFeed:
     def iterator_length(self) -> int:
         """See `Feed.iterator_length`."""
         rows = self._pass_length.rows
-        steps = self._run.schedule.whole_batches(rows)
+        steps = self._run.timeline.whole_batches(rows)
         if self._one_epoch or all(dataset.num_epochs == 1 for dataset in self._run.datasets):
-            left_over = rows > self._run.schedule.first_place(steps)
+            left_over = rows > self._run.timeline.moment(steps).rows
             return steps + (left_over and not self._drop_remainder)
         return max(1, steps)
 
@@ -172,9 +200,8 @@ def _build(plan: BatchPlan, sharding: BatchSharding, run: Run) -> HostBatch:
     for start, stop in ranges:
         needed += [PlacedRun(before + at, part) for at, part in cut_rows(plan.runs, start, stop)]
         before += stop - start
-    rows = assemble(
-        needed, before, [dataset.source for dataset in run.datasets], [dataset.row_format for dataset in run.datasets]
-    )
+    formats = [replace(dataset.row_format, length=plan.row_length) for dataset in run.datasets]
+    rows = assemble(needed, before, [dataset.source for dataset in run.datasets], formats)
     if not all(dataset.apply_padding for dataset in run.datasets):
         _refuse_padding(rows, plan.step)
     return HostBatch(plan.size, rows._asdict(), plan.after)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from xlstm_jax.dataset.feed import HostBatch
 from xlstm_jax.dataset.global_arrays import BatchSharding
-from xlstm_jax.dataset.ramp_up import BatchSchedule
+from xlstm_jax.dataset.timeline import Timeline
 
 __all__ = ["ForeignFeed"]
 
@@ -29,7 +29,7 @@ class ForeignFeed:
     Args:
         datasets: Datasets of rows of one length.
         weights: Grain mixes by these.
-        schedule: Batch sizes, over all hosts.
+        timeline: Batch sizes, over all hosts.
         sharding: Which rows this process needs.
         dataset_lengths: Rows of one epoch of each dataset, over all hosts; decides how long a pass is.
         fields: Fields that an element must have.
@@ -42,7 +42,7 @@ class ForeignFeed:
         datasets: Sequence[grain.IterDataset[Any]],
         weights: Sequence[float],
         *,
-        schedule: BatchSchedule,
+        timeline: Timeline,
         sharding: BatchSharding,
         dataset_lengths: Sequence[int],
         fields: Sequence[str],
@@ -56,7 +56,7 @@ class ForeignFeed:
                 flags.FLAGS.mark_as_parsed()
             mixed = mixed.mp_prefetch(grain.MultiprocessingOptions(num_workers=worker_count))
         self._dataset = mixed
-        self._schedule = schedule
+        self._timeline = timeline
         self._sharding = sharding
         self._rows = _pass_rows(dataset_lengths, weights)
         self._fields = tuple(fields)
@@ -71,7 +71,7 @@ class ForeignFeed:
         iterator.set_state(self._state["grain"])
         step = self._state["step"]
         while True:
-            size = self._schedule.batch_size(step)
+            size = self._timeline.shape(self._timeline.moment(step))[0]
             wanted = size // self._sharding.host_count
             rows = [row for _, row in zip(range(wanted), iterator, strict=False)]
             if not rows or (len(rows) < wanted and self._drop_remainder):
@@ -88,12 +88,12 @@ class ForeignFeed:
         """See `Feed.at_pass_end`."""
         step, passes = self._state["step"], self._state["passes"]
         # Where a batch is larger than a pass, it is one: no pass is empty.
-        begun = self._schedule.first_place(step) > passes * self._rows
-        return begun and bool(self._schedule.first_place(step + 1) > (passes + 1) * self._rows)
+        begun = self._timeline.moment(step).rows > passes * self._rows
+        return begun and bool(self._timeline.moment(step + 1).rows > (passes + 1) * self._rows)
 
     def end_pass(self) -> None:
         """See `Feed.end_pass`."""
-        place = self._schedule.first_place(self._state["step"])
+        place = self._timeline.moment(self._state["step"]).rows
         self._state = {**self._state, "passes": max(self._state["passes"] + 1, -(-place // self._rows))}
 
     def restart(self) -> None:
@@ -110,6 +110,19 @@ class ForeignFeed:
             raise ValueError(f"This is no position of foreign Grain datasets: {sorted(state)}.")
         self._state = dict(state)
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """See `Feed.history`; Grain's mixtures have no stages."""
+        return []
+
+    def set_history(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """See `Feed.set_history`; there is none."""
+
+    @property
+    def epochs_seen(self) -> dict[str, float]:
+        """See `Feed.epochs_seen`; Grain does not tell."""
+        return {}
+
     def close(self) -> None:
         """See `Feed.close`."""
         self._iterator.close()
@@ -117,7 +130,7 @@ class ForeignFeed:
     @property
     def iterator_length(self) -> int:
         """See `Feed.iterator_length`; from the given lengths."""
-        return max(1, self._schedule.whole_batches(self._rows))
+        return max(1, self._timeline.whole_batches(self._rows))
 
     def __repr__(self) -> str:
         return repr(self._dataset)

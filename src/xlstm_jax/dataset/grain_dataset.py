@@ -10,10 +10,15 @@ from numpy.typing import NDArray
 
 from xlstm_jax.dataset.assembly import RowArrays, assemble
 from xlstm_jax.dataset.config import DatasetConfig
+from xlstm_jax.dataset.mixture import Mixture
 from xlstm_jax.dataset.places import PlacedRun, Standing
 from xlstm_jax.dataset.position import Position
+from xlstm_jax.dataset.progress import Progress
 from xlstm_jax.dataset.ramp_up import BatchSchedule
-from xlstm_jax.dataset.run import Progress, Run
+from xlstm_jax.dataset.resume import resume
+from xlstm_jax.dataset.row_lengths import RowLengthSchedule
+from xlstm_jax.dataset.run import Run
+from xlstm_jax.dataset.timeline import Timeline
 
 __all__ = ["LLMDataset", "LLMDatasetIterator", "cut_rows", "host_rows"]
 
@@ -50,8 +55,10 @@ class LLMDataset(grain.IterDataset[Row]):
     @cached_property
     def run(self) -> Run:
         """The dataset as a run of its own."""
-        schedule = BatchSchedule.from_factors(self.config.batch_size, None)
-        return Run(datasets=(self.config,), weights=(1.0,), schedule=schedule)
+        timeline = Timeline(
+            BatchSchedule.constant(self.config.batch_size), RowLengthSchedule.of(self.config.row_length, ())
+        )
+        return Run(datasets=(self.config,), mixture=Mixture(weights={self.config.name: 1}), timeline=timeline)
 
 
 class LLMDatasetIterator(grain.DatasetIterator[Row]):
@@ -81,7 +88,7 @@ class LLMDatasetIterator(grain.DatasetIterator[Row]):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
-        run, position = self._run.resume(Position.from_json(state["position"]))
+        run, position = resume(self._run, Position.from_json(state["position"]))
         self._start(run, position, int(state["passed"]))
         if state["next"]:
             self._next_batch()

@@ -19,11 +19,14 @@ from xlstm_jax.dataset.foreign import ForeignFeed
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.grain_dataset import LLMDataset
 from xlstm_jax.dataset.mixing import integer_weights
+from xlstm_jax.dataset.mixture import Mixture
 from xlstm_jax.dataset.multihost_dataloading import MultiHostDataLoadIterator
 from xlstm_jax.dataset.order import shard_bounds
 from xlstm_jax.dataset.packing import LongDocuments, Rule
 from xlstm_jax.dataset.ramp_up import BatchSchedule
+from xlstm_jax.dataset.row_lengths import RowLengthSchedule
 from xlstm_jax.dataset.run import Run
+from xlstm_jax.dataset.timeline import Timeline
 from xlstm_jax.dataset.transforms import check_operations
 
 __all__ = [
@@ -192,6 +195,9 @@ def make_grain_multihost_iterator(
     batch_rampup_factors: Mapping[int | str, float] | None = None,
     *,
     batch_partition_spec: PartitionSpec | None = None,
+    mixture: Mixture | Mapping[str, Any] | None = None,
+    batch_schedule: BatchSchedule | Mapping[str, Any] | None = None,
+    row_length_schedule: RowLengthSchedule | Mapping[Any, Any] | None = None,
 ) -> MultiHostDataLoadIterator:
     """Create a multi-host data loader for LLM training from one or more datasets.
 
@@ -223,6 +229,12 @@ def make_grain_multihost_iterator(
         use_thread_prefetch: Whether operations run in threads of this process instead of in worker processes.
         batch_rampup_factors: Step → factor of the initial batch size, in force from that step on; not accumulated.
         batch_partition_spec: How the mesh cuts (rows, positions) of a batch; by default all axes cut the rows.
+        mixture: Weights by dataset name, with stages, instead of `dataset_weights`: a `Mixture`, or the mapping that a
+            configuration file holds.
+        batch_schedule: Batch sizes by steps, rows or tokens, instead of `batch_rampup_factors`: a `BatchSchedule`, or
+            the mapping that a configuration file holds. It begins or ends with `global_batch_size`.
+        row_length_schedule: Row lengths by steps, rows or tokens: a `RowLengthSchedule`, or the mapping that a
+            configuration file holds, such as step → positions. It begins with `max_target_length`.
 
     Returns:
         The loader.
@@ -248,17 +260,25 @@ def make_grain_multihost_iterator(
     sharding = BatchSharding(
         global_mesh, _partition_spec(global_mesh, batch_partition_spec), configs[0].host_index if ours else 0, hosts
     )
-    schedule = BatchSchedule.from_factors(
+    timeline = Timeline.of(
         integer("global_batch_size", global_batch_size, 1),
+        configs[0].row_length if ours else None,
         batch_rampup_factors,
-        divisor=sharding.divisor,
-        divisor_reason=sharding.divisor_reason,
+        batch_schedule,
+        row_length_schedule,
     )
+    timeline.check(sharding.divisor, sharding.divisor_reason)
+    if not ours and (mixture is not None or row_length_schedule is not None):
+        raise ValueError(
+            "mixture and row_length_schedule need datasets that make_grain_llm_dataset made, and no Grain transform on "
+            "top of them; pass dataset_weights."
+        )
     feed: Feed
     if ours:
-        _check_rows(configs, sharding)
+        _check_rows(configs, sharding, timeline)
+        names = [config.name for config in configs]
         feed = RowFeed(
-            Run(datasets=configs, weights=tuple(weights), schedule=schedule),
+            Run(datasets=configs, mixture=Mixture.of(names, dataset_weights, mixture), timeline=timeline),
             sharding,
             documents=lengths,
             drop_remainder=flag("drop_remainder", drop_remainder),
@@ -269,7 +289,7 @@ def make_grain_multihost_iterator(
         feed = ForeignFeed(
             datasets,
             weights,
-            schedule=schedule,
+            timeline=timeline,
             sharding=sharding,
             dataset_lengths=lengths,
             fields=batch_fields(batch_class),
@@ -319,6 +339,8 @@ def make_grain_llm_iterator(
     name: str = DEFAULT_NAME,
     shuffle_window: int | None = None,
     batch_partition_spec: PartitionSpec | None = None,
+    batch_schedule: BatchSchedule | Mapping[str, Any] | None = None,
+    row_length_schedule: RowLengthSchedule | Mapping[Any, Any] | None = None,
 ) -> MultiHostDataLoadIterator:
     """Create a multi-host data loader of one dataset: both functions above in one.
 
@@ -373,6 +395,8 @@ def make_grain_llm_iterator(
         use_thread_prefetch=use_thread_prefetch,
         batch_rampup_factors=batch_rampup_factors,
         batch_partition_spec=batch_partition_spec,
+        batch_schedule=batch_schedule,
+        row_length_schedule=row_length_schedule,
     )
 
 
@@ -408,7 +432,7 @@ def _partition_spec(mesh: Any, spec: Any) -> PartitionSpec:
     return spec
 
 
-def _check_rows(configs: Sequence[DatasetConfig], sharding: BatchSharding) -> None:
+def _check_rows(configs: Sequence[DatasetConfig], sharding: BatchSharding, timeline: Timeline) -> None:
     """Refuse datasets whose rows do not fit the batches."""
     for config in configs:
         if config.host_count != sharding.host_count:
@@ -416,10 +440,11 @@ def _check_rows(configs: Sequence[DatasetConfig], sharding: BatchSharding) -> No
                 f"Dataset {config.name!r} was made for {config.host_count} hosts, and the loader for "
                 f"dataloading_host_count={sharding.host_count}; pass the same to both."
             )
-        if config.row_length % sharding.position_parts:
+        config.refuse_short_rows()
+    for length in timeline.rows.lengths.values:
+        if length % sharding.position_parts:
             raise ValueError(
-                f"max_target_length={config.row_length} does not divide among the {sharding.position_parts} parts into "
+                f"max_target_length={length} does not divide among the {sharding.position_parts} parts into "
                 f"which batch_partition_spec={sharding.spec} cuts the positions; use a multiple of "
                 f"{sharding.position_parts}."
             )
-        config.refuse_short_rows()

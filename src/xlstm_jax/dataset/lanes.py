@@ -1,16 +1,17 @@
 """Streams of rows: one dataset's rows in one lane, and a lane that takes from several datasets in turn."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xlstm_jax.dataset.mixing import MixtureSequence
 from xlstm_jax.dataset.order import keyed_hash, keyed_permutation
 from xlstm_jax.dataset.windows import Window, Windows
 
-__all__ = ["Cursor", "Lane", "Rounds", "RowRun", "RowStream"]
+__all__ = ["Cursor", "Lane", "Rounds", "RowRun", "RowStream", "turns"]
 
 
 class Cursor(NamedTuple):
@@ -23,6 +24,9 @@ class Cursor(NamedTuple):
     """Tokens of that document that earlier windows hold."""
     row: int = 0
     """Next row of the window."""
+    chain: tuple[int, ...] = ()
+    """(row length, rows emitted, row length, rows emitted, …): where the row length changed within the window, its rows
+    of each earlier length. What they left, merged where it touches, is a window of its own, of which `row` counts."""
 
 
 class RowRun(NamedTuple):
@@ -35,16 +39,41 @@ class RowRun(NamedTuple):
 
 
 class RowStream:
-    """The rows of one dataset in one lane, epoch after epoch."""
+    """The rows of one dataset in one lane, epoch after epoch.
 
-    def __init__(self, windows: Windows, num_epochs: int | None, cursor: Cursor, label: str) -> None:
-        self._windows = windows
+    Args:
+        windows: Row length → the windows that the stream reads.
+        length: Row length to begin with: that which the cursor counts in.
+        num_epochs: Epochs after which the stream ends; None for never.
+        cursor: Where to begin.
+        label: What to call the stream in errors.
+    """
+
+    def __init__(
+        self, windows: Callable[[int], Windows], length: int, num_epochs: int | None, cursor: Cursor, label: str
+    ) -> None:
+        self._windows_of = windows
         self._num_epochs = num_epochs
         self._label = label
         self._cursor = cursor
         self._ready: deque[Window] = deque()
-        self._next = (cursor.epoch, cursor.document, cursor.offset)
         self._epoch_had_rows = cursor.document > 0 or cursor.offset > 0
+        self._begin(length)
+
+    def _begin(self, length: int) -> None:
+        self._length = length
+        self._windows = self._windows_of(length)
+        self._ready.clear()
+        self._next = (self._cursor.epoch, self._cursor.document, self._cursor.offset)
+        self._chain = self._cursor.chain
+
+    def change_length(self, length: int) -> bool:
+        """Go on in rows of another length; tells whether that changed the cursor."""
+        cursor = self._cursor
+        if cursor.row:
+            self._cursor = cursor._replace(row=0, chain=(*cursor.chain, self._length, cursor.row))
+        self._begin(length)
+        return self._cursor != cursor
 
     @property
     def cursor(self) -> Cursor:
@@ -75,7 +104,7 @@ class RowStream:
             runs.append(RowRun(dataset, window, start, stop))
             count -= stop - start
             if stop < window.rows:
-                self._cursor = Cursor(window.epoch, window.first, window.offset, stop)
+                self._cursor = Cursor(window.epoch, window.first, window.offset, stop, window.chain)
             else:
                 # Whatever has been planned ahead, the cursor moves to the very next document: a position never
                 # depends on prefetching.
@@ -89,7 +118,7 @@ class RowStream:
             epoch, first, offset = self._next
             if self._num_epochs is not None and epoch >= self._num_epochs:
                 return None
-            window = self._windows.read(epoch, first, offset)
+            window = self._read(epoch, first, offset)
             if window is None:
                 if self._num_epochs is None and not self._epoch_had_rows:
                     raise ValueError(
@@ -104,21 +133,40 @@ class RowStream:
                 self._epoch_had_rows = True
                 return window
 
+    def _read(self, epoch: int, first: int, offset: int) -> Window | None:
+        """The window that begins here, at the row length in force."""
+        lengths, emitted = [*self._chain[::2], self._length], self._chain[1::2]
+        self._chain = ()
+        window = self._windows_of(lengths[0]).read(epoch, first, offset) if emitted else None
+        for rows, before, after in zip(emitted, lengths, lengths[1:], strict=False):
+            assert window is not None, "a cursor stands in a window"
+            window = self._windows_of(after).repack(window, before, rows)
+        return window or self._windows.read(epoch, first, offset)
+
 
 class Rounds:
-    """The mixture sequence, cut into rounds of one entry a lane, and dealt out to the lanes.
+    """The mixture sequence of a stage, cut into rounds of one entry a lane, and dealt out to the lanes.
 
-    Entry `i * S + permutation_i(lane)` is what `lane` reads in round i. Without the permutation, weights that fit the
-    number of lanes would give a lane always the same dataset (1/2, 1/4, 1/8, 1/8 over 8 lanes: lane 0 only the first).
+    Entry `i * S + t` stands at the t-th place of round i, and the lane whose turn is t takes it. Where several datasets
+    are drawn, turns are permuted anew in each round: else weights that fit the number of lanes would give a lane always
+    the same dataset (1/2, 1/4, 1/8, 1/8 over 8 lanes: lane 0 only the first). Entries themselves are not permuted, so
+    that shares are exact after every place.
+
+    Args:
+        sequence: The mixture sequence, as it goes on from round `first`.
+        num_shards: Lanes.
+        start: Place at which the stage begins.
+        first: First round that a lane needs.
     """
 
     CHUNK = 64
 
-    def __init__(self, sequence: MixtureSequence, num_shards: int, first: int) -> None:
+    def __init__(self, sequence: MixtureSequence, num_shards: int, *, start: int, first: int) -> None:
         self.weights = sequence.weights
+        self.start = start
         self._sequence = sequence
         self._num_shards = num_shards
-        self._first = first
+        self.first = first
         self._counts = np.array(sequence.counts, dtype=np.int64)
         self._entries = np.zeros((0, num_shards), dtype=np.int32)
 
@@ -129,25 +177,41 @@ class Rounds:
 
     def dataset(self, number: int, lane: int) -> int:
         """Which dataset `lane` reads in round `number`."""
-        while number - self._first >= len(self._entries):
+        while number - self.first >= len(self._entries):
             self._extend()
-        return int(self._entries[number - self._first, lane])
+        return int(self._entries[number - self.first, lane])
 
     def forget_before(self, number: int) -> None:
         """Drop the rounds that no lane needs any more."""
-        passed = self._entries[: number - self._first]
+        if len(self.weights) == 1:
+            return  # Nobody asks.
+        while number - self.first > len(self._entries):
+            self._extend()
+        passed = self._entries[: number - self.first]
         self._counts += np.bincount(passed.ravel(), minlength=len(self._counts))
         self._entries = self._entries[len(passed) :]
-        self._first += len(passed)
+        self.first += len(passed)
+
+    def turns(self, number: int) -> NDArray[np.int64]:
+        """[lanes] place of each lane in round `number`."""
+        return turns(self.weights, self._num_shards, self.start, number)
 
     def _extend(self) -> None:
         lanes = self._num_shards
-        start = self._first + len(self._entries)
+        start = self.first + len(self._entries)
         entries = self._sequence.take(self.CHUNK * lanes).reshape(self.CHUNK, lanes)
         if lanes > 1:
-            dealt = [keyed_permutation(lanes, keyed_hash("lanes", start + i), 0, lanes) for i in range(self.CHUNK)]
+            dealt = [self.turns(start + i) for i in range(self.CHUNK)]
             entries = np.take_along_axis(entries, np.stack(dealt), axis=1)
         self._entries = np.concatenate([self._entries, entries])
+
+
+def turns(weights: Sequence[int], num_shards: int, start: int, number: int) -> NDArray[np.int64]:
+    """[lanes] place of each lane in round `number` of a stage that begins at place `start`."""
+    if sum(weight > 0 for weight in weights) == 1:
+        # Place n is lane `n mod S`.
+        return (np.arange(num_shards) - start) % num_shards
+    return keyed_permutation(num_shards, keyed_hash("lanes", number), 0, num_shards)
 
 
 class Lane:
@@ -166,11 +230,27 @@ class Lane:
         self._pending = [0] * len(streams)
         self._drawn = [d for d, count in enumerate(rounds.weights) if count]
 
+    def begin_stage(self, rounds: Rounds) -> None:
+        """Go on by another mixture, from its first round on."""
+        self._rounds = rounds
+        self._drawn = [d for d, count in enumerate(rounds.weights) if count]
+        self.next_round = 0
+        self._forget_ahead()
+
+    def change_length(self, length: int) -> list[int]:
+        """Go on in rows of another length; tells in which datasets that changed the cursor."""
+        self._forget_ahead()
+        return [d for d, stream in enumerate(self.streams) if stream.change_length(length)]
+
+    def _forget_ahead(self) -> None:
+        self._ahead.clear()
+        self._pending = [0] * len(self.streams)
+
     def available(self, count: int) -> int:
         """Rows that can still be taken, or `count` if there are as many."""
         if len(self.streams) == 1:
             return self.streams[0].available(count)
-        look = self._ahead[-1][0] + 1 if self._ahead else self.next_round
+        look = max(self._ahead[-1][0] + 1 if self._ahead else self.next_round, self._rounds.first)
         while len(self._ahead) < count:
             dataset = self._rounds.dataset(look, self._number)
             wanted = self._pending[dataset] + 1

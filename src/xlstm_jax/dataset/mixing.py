@@ -22,7 +22,7 @@ __all__ = ["MixtureSequence", "integer_weights", "mixture_plain"]
 _LARGEST_SUM = 1 << 62
 
 
-def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
+def integer_weights(weights: Sequence[float | Fraction]) -> tuple[int, ...]:
     """Weights as integers without a common divisor, in exactly the ratio that their decimals say.
 
     0.1, 0.2 and 0.7 become 1, 2 and 7. Only where the ratio needs integers whose sum exceeds 2^62 are they rounded to
@@ -44,7 +44,7 @@ def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
     return tuple(i // common for i in integers)
 
 
-def _fraction(weight: float, place: int) -> Fraction:
+def _fraction(weight: float | Fraction, place: int) -> Fraction:
     if isinstance(weight, (bool, str)) or not hasattr(weight, "__float__"):
         raise TypeError(f"dataset_weights[{place}] must be a number, got {weight!r}.")
     if isinstance(weight, (int, Fraction)):

@@ -2,7 +2,7 @@
 
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -106,6 +106,20 @@ class MultiHostDataLoadIterator:
         self._feed.set_state(state)
         self._at_start = True
         self._pass_ended = False
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The stages of the mixture so far, as JSON; saved beside the position, it tells how the mixture changed."""
+        return self._feed.history
+
+    def set_history(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Take over the stages that a run had before: after `set_state`, with the `history` of then."""
+        self._feed.set_history(history)
+
+    @property
+    def epochs_seen(self) -> dict[str, float]:
+        """Dataset → epochs of it in all batches handed out so far, to within the rows of a batch."""
+        return self._feed.epochs_seen
 
     def close(self) -> None:
         """End all threads and processes; idempotent."""

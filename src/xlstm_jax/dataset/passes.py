@@ -3,21 +3,21 @@
 import threading
 from fractions import Fraction
 
-import numpy as np
-
-from xlstm_jax.dataset.config import DatasetConfig
+from xlstm_jax.dataset.epochs import fewest_rows
 from xlstm_jax.dataset.run import Run
-from xlstm_jax.dataset.sources import length_chunks
-from xlstm_jax.dataset.windows import LaneSlice, PlannedWindows
 
 __all__ = ["PassLength"]
 
 
 class PassLength:
-    """Rows E of one pass: the largest, over the datasets, of (rows in epoch 0 / share of the rows).
+    """Rows of passes: the i-th ends where every dataset has had its share of rows for i epochs.
+
+    With one mixture and one row length that is i · E, with E the largest, over the datasets, of (rows in epoch 0 /
+    share of the rows). Where they change, a row is the part of an epoch that it is of all rows of its length. Datasets
+    that no later stage reads do not count.
 
     Exact for planned data. Counting takes a pass over all lengths, so it is done once, when it is first needed, and in
-    the background where there is time: until a run comes near `at_least`, that bound is enough.
+    the background where there is time: until a run comes near a bound from below, that is enough.
 
     Args:
         run: The run.
@@ -27,70 +27,69 @@ class PassLength:
 
     def __init__(self, run: Run, documents: list[int], *, one_epoch: bool) -> None:
         self._run = run
-        self._ends = one_epoch or all(dataset.num_epochs == 1 for dataset in run.datasets)
+        self._one_epoch = one_epoch
         self._documents = documents
         self._lock = threading.Lock()
         self._rows: int | None = None
         self._thread: threading.Thread | None = None
-        self._bound: int | None = None
-
-    @property
-    def at_least(self) -> int:
-        """A bound from below that takes no planning."""
-        if self._bound is None:
-            self._bound = self._longest([self._fewest_rows(i) for i in range(len(self._documents))])
-        return self._bound
+        self._ends: dict[tuple[int, bool], int] = {}
 
     @property
     def rows(self) -> int:
-        """E, exact where lengths are known."""
+        """Rows of the first pass, exact where lengths are known."""
         with self._lock:
             if self._rows is None:
-                self._rows = self._longest([self._count_rows(i) for i in range(len(self._documents))])
+                self._rows = self._count()
             return self._rows
 
     def reaches(self, place: int, passes: int) -> bool:
         """Whether the first `passes` passes hold all places before `place`."""
-        if place <= passes * self.at_least:
-            if self._thread is None and 2 * place > passes * self.at_least:
+        if place <= self._end(passes, exact=False):
+            if self._thread is None and 2 * place > self._end(passes, exact=False):
                 self._thread = threading.Thread(target=lambda: self.rows, name="xlstm-data-count", daemon=True)
                 self._thread.start()
             return True
-        return place <= passes * self.rows
+        with self._lock:
+            return place <= self._end(passes, exact=True)
 
-    def _longest(self, rows: list[int]) -> int:
-        weights = self._run.integer_weights
-        if self._ends:
-            # Every dataset goes on until its own epoch is out; then the data has ended.
-            return sum(r for r, w in zip(rows, weights, strict=True) if w)
-        total = sum(weights)
-        return max(int(Fraction(r * total, w)) for r, w in zip(rows, weights, strict=True) if w)
+    def _count(self) -> int:
+        if not self._one_epoch and not all(dataset.num_epochs == 1 for dataset in self._run.datasets):
+            return self._end(1, exact=True)
+        # Every dataset goes on until its own epoch is out; then the data has ended.
+        if self._run.changes and self._run.planned:
+            return self._run.count_rows(one_epoch=self._one_epoch)
+        piece = next(self._run.pieces())
+        return sum(self._epoch_rows(d, piece.length, exact=True) for d, weight in enumerate(piece.weights) if weight)
 
-    def _fewest_rows(self, number: int) -> int:
+    def _end(self, passes: int, *, exact: bool) -> int:
+        """Rows of the first `passes` passes, or a bound of them from below that takes no planning."""
+        if (passes, exact) not in self._ends:
+            self._ends[passes, exact] = self._seen(passes, exact=exact) if passes else 0
+        return self._ends[passes, exact]
+
+    def _seen(self, passes: int, *, exact: bool) -> int:
+        """Rows until every dataset has been seen so many times."""
+        epochs = [Fraction(0) for _ in self._documents]
+        ends: dict[int, Fraction] = {}
+        begun = 0
+        for piece in self._run.pieces():
+            total = sum(piece.weights)
+            for d, weight in enumerate(piece.weights):
+                if not weight or d in ends:
+                    continue
+                an_epoch = Fraction(total * self._epoch_rows(d, piece.length, exact=exact), weight)
+                missing = (passes - epochs[d]) * an_epoch
+                if piece.rows is None or missing <= piece.rows:
+                    ends[d] = begun + missing
+                else:
+                    epochs[d] += piece.rows / an_epoch
+            begun += piece.rows or 0
+        return int(max(ends.values()))
+
+    def _epoch_rows(self, number: int, row_length: int, *, exact: bool) -> int:
         dataset = self._run.datasets[number]
         if not dataset.planned:
             return self._documents[number]
-        known, row = dataset.source.length_summary, dataset.row_length
-        tokens = known.tokens
-        if known.longest > row and dataset.long_documents in ("truncate", "drop"):
-            tokens = 0
-            for lengths in length_chunks(known.documents, dataset.source.lengths_of):
-                kept = np.minimum(lengths, row) if dataset.long_documents == "truncate" else lengths[lengths <= row]
-                tokens += int(kept.sum())
-        return int(-(-tokens // row))
-
-    def _count_rows(self, number: int) -> int:
-        dataset = self._run.datasets[number]
-        if not dataset.planned:
-            return self._documents[number]
-        return sum(self._count_lane(dataset, lane) for lane in range(self._run.num_shards))
-
-    def _count_lane(self, dataset: DatasetConfig, lane: int) -> int:
-        endless = dataset.num_epochs is None
-        part = LaneSlice(order=dataset.order, lane=lane, num_shards=self._run.num_shards, endless=endless)
-        windows = PlannedWindows(part, dataset.packing(self._run.window_rows(dataset)), dataset.source.lengths_of)
-        rows = first = offset = 0
-        while (window := windows.read(0, first, offset)) is not None:
-            rows += window.rows
-            first, offset = window.next_first, window.next_offset
-        return rows
+        if exact:
+            return self._run.epoch(number, row_length, one_epoch=self._one_epoch).rows
+        return max(1, fewest_rows(dataset, row_length))

@@ -4,13 +4,14 @@ A position holds no data and says nothing of hosts, workers or meshes. Beside it
 data (`fingerprint`), so that a position of other data is refused instead of continued in the wrong place.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from xlstm_jax.dataset.lanes import Cursor
+from xlstm_jax.dataset.schedule import BEGIN, Moment
 
-__all__ = ["DatasetPosition", "Position", "PositionError", "differences"]
+__all__ = ["DatasetPosition", "Position", "PositionError", "StagePosition", "differences"]
 
 VERSION = 1
 
@@ -28,46 +29,94 @@ class DatasetPosition:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What decides the order of the dataset's rows."""
 
+    @classmethod
+    def parse(cls, entry: Mapping[str, Any]) -> "DatasetPosition":
+        """Read what `Position.to_json` writes of one dataset, the shared settings among it."""
+        return cls(
+            cursors=tuple(None if c is None else _cursor(*map(int, c)) for c in entry["cursors"]),
+            settings={key: value for key, value in entry.items() if key not in {"cursors", "shares"}},
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StagePosition:
+    """Where a run stands in the stage of its mixture that is in force."""
+
+    number: int = 0
+    """Stages before, over the whole run: those of the mixture, and those that began because a dataset had ended."""
+    in_mixture: int = 0
+    """Number of the stage in the mixture; -1 where a new one is to begin with the next batch."""
+    start: int = 0
+    """The place at which the stage began."""
+    revision: int = 0
+    digest: str = ""
+    """Revision and digest of the mixture."""
+    rounds: tuple[int, ...] | None = None
+    """[num_shards] next round of each lane; None where they follow from the place."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Position:
     """Where a run stands after its last delivered batch."""
 
-    step: int = 0
+    moment: Moment = BEGIN
     place: int = 0
     """The next place, counted over all batches of the run."""
     passes: int = 0
     """Passes that have ended."""
     num_shards: int = 1
-    stage_start: int = 0
-    """The place at which the weights in force took effect."""
+    row_length: int = 0
+    """Positions of a row of the last delivered batch; cursors count in such rows."""
+    row_lengths: Sequence[Sequence[Any]] = ()
+    """The schedule of row lengths, as [unit, count, length] for each change."""
+    stage: StagePosition = StagePosition()
     weights: Mapping[str, int] = field(default_factory=dict)
+    """Those in force."""
     counts: Mapping[str, int] = field(default_factory=dict)
-    """Entries of the mixture sequence of this stage that each dataset had before the lanes' first round."""
-    rounds: tuple[int, ...] | None = None
-    """[num_shards] next round of each lane in this stage; None where they follow from the place."""
+    """Entries of the mixture sequence of this stage that each dataset had before the round of the next place."""
+    drawn: Mapping[str, int] = field(default_factory=dict)
+    """Rows that each dataset has given to the run so far."""
     datasets: Mapping[str, DatasetPosition] = field(default_factory=dict)
+    retired: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Datasets that were taken out of the mixture, as they stand in JSON: one that comes back goes on where it was."""
+
+    @property
+    def known(self) -> dict[str, DatasetPosition]:
+        """All datasets that the run has ever had, those that were taken out among them."""
+        return {name: DatasetPosition.parse(entry) for name, entry in self.retired.items()} | dict(self.datasets)
 
     def to_json(self) -> dict[str, Any]:
         """The position as JSON: numbers, strings, lists and dicts only."""
         shared, own = _share_settings({name: d.settings for name, d in self.datasets.items()})
         state: dict[str, Any] = {
             "version": VERSION,
-            "step": self.step,
+            **self.moment._asdict(),
             "place": self.place,
             "passes": self.passes,
             "num_shards": self.num_shards,
+            "row_length": self.row_length,
             "settings": shared,
-            "datasets": {},
+            "mixture": {**asdict(self.stage), "rounds": self.stage.rounds and list(self.stage.rounds)},
+            "datasets": {
+                name: {
+                    **own[name],
+                    "shares": [self.weights[name], self.counts[name], self.drawn[name]],
+                    "cursors": [c and [*c[:4], *c.chain] for c in dataset.cursors],
+                }
+                for name, dataset in self.datasets.items()
+            },
         }
-        if len(self.datasets) > 1:
-            state["mixture"] = {"start": self.stage_start, "rounds": self.rounds and list(self.rounds)}
-        for name, dataset in self.datasets.items():
-            entry: dict[str, Any] = {**own[name], "cursors": [c and list(c) for c in dataset.cursors]}
-            if len(self.datasets) > 1:
-                entry |= {"weight": self.weights[name], "count": self.counts[name]}
-            state["datasets"][name] = entry
+        if self.row_lengths:
+            state["row_lengths"] = [list(change) for change in self.row_lengths]
+        if self.retired:
+            state["retired"] = dict(self.retired)
         return state
+
+    def retire(self, names: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+        """What stands here of datasets that leave the mixture."""
+        state = self.to_json()
+        shared = state["settings"]
+        return {name: {**shared, **state["datasets"][name]} for name in names}
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> "Position":
@@ -91,28 +140,21 @@ class Position:
 
     @classmethod
     def _parse(cls, state: Mapping[str, Any]) -> "Position":
-        entries = state["datasets"]
-        mixture = state.get("mixture") or {"start": 0, "rounds": None}
-        datasets = {
-            name: DatasetPosition(
-                cursors=tuple(None if c is None else Cursor(*map(int, c)) for c in entry["cursors"]),
-                settings={
-                    **state["settings"],
-                    **{k: v for k, v in entry.items() if k not in {"cursors", "weight", "count"}},
-                },
-            )
-            for name, entry in entries.items()
-        }
+        entries, shared, stage = state["datasets"], state["settings"], state["mixture"]
+        shares = {name: [int(n) for n in entry["shares"]] for name, entry in entries.items()}
         return cls(
-            step=int(state["step"]),
+            moment=Moment(*(int(state[unit]) for unit in Moment._fields)),
             place=int(state["place"]),
             passes=int(state["passes"]),
             num_shards=int(state["num_shards"]),
-            stage_start=int(mixture["start"]),
-            weights={name: int(entry.get("weight", 1)) for name, entry in entries.items()},
-            counts={name: int(entry.get("count", 0)) for name, entry in entries.items()},
-            rounds=None if mixture["rounds"] is None else tuple(int(r) for r in mixture["rounds"]),
-            datasets=datasets,
+            row_length=int(state["row_length"]),
+            row_lengths=tuple(tuple(change) for change in state.get("row_lengths", ())),
+            stage=StagePosition(**{**stage, "rounds": None if stage["rounds"] is None else tuple(stage["rounds"])}),
+            weights={name: share[0] for name, share in shares.items()},
+            counts={name: share[1] for name, share in shares.items()},
+            drawn={name: share[2] for name, share in shares.items()},
+            datasets={name: DatasetPosition.parse({**shared, **entry}) for name, entry in entries.items()},
+            retired=dict(state.get("retired", {})),
         )
 
 
@@ -123,6 +165,10 @@ def _share_settings(
     every = list(settings.values())
     shared = {k: v for k, v in every[0].items() if all(s.get(k, _MISSING) == v for s in every)} if every else {}
     return shared, {name: {k: v for k, v in s.items() if k not in shared} for name, s in settings.items()}
+
+
+def _cursor(epoch: int, document: int, offset: int, row: int, *chain: int) -> Cursor:
+    return Cursor(epoch, document, offset, row, chain)
 
 
 _MISSING = object()

@@ -1,73 +1,131 @@
 """Batch sizes: how many rows each training step has."""
 
-from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
+from typing import Any
+
+from xlstm_jax.dataset.schedule import Point, Schedule, whole_number
 
 __all__ = ["BatchSchedule"]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSchedule:
-    """Rows of the global batch of every step: constant from each boundary to the next."""
+    """Rows of the global batch of every step: constant from each point of the run to the next.
 
-    sizes: tuple[tuple[int, int], ...]
-    """(first step, rows), in order of the steps; the first begins with step 0."""
+    Made by `constant`, `from_factors` (the documented `batch_rampup_factors`), `linear` or `from_sizes`.
+    """
+
+    sizes: Schedule[int]
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that are none."""
+        for point, size in self.sizes.entries:
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise TypeError(f"global_batch_size must be an integer, got {size!r} from {point} on.")
+            if size < 1:
+                raise ValueError(f"global_batch_size must be at least 1, got {size} from {point} on.")
 
     @classmethod
-    def from_factors(
-        cls, initial: int, factors: Mapping[int | str, float] | None, *, divisor: int = 1, divisor_reason: str = ""
-    ) -> "BatchSchedule":
+    def constant(cls, size: int) -> "BatchSchedule":
+        """The same size at every step."""
+        return cls(Schedule.of(size, (), "the batch size"))
+
+    @classmethod
+    def from_factors(cls, initial: int, factors: Mapping[int | str, float] | None) -> "BatchSchedule":
         """The schedule of documented `batch_rampup_factors`.
 
         Args:
             initial: Rows of the initial batch.
             factors: Step → factor of the *initial* size that holds from this step on; keys may be strings that hold
                 integers, as configuration files have them. Factors are not accumulated.
-            divisor: What every size must be a multiple of.
-            divisor_reason: Where the divisor comes from, for the error.
 
         Raises:
-            ValueError: A size is no positive whole number or no multiple of the divisor, a step is negative or named
-                twice; the message names the step and the sizes nearby that would work.
+            ValueError: A size is no positive whole number, a step is negative or named twice; the message names the
+                step and the factors nearby that would work.
             TypeError: A size is no integer, a factor no number.
         """
-        if isinstance(initial, bool) or not isinstance(initial, int):
-            raise TypeError(f"global_batch_size must be an integer, got {initial!r}.")
-        by_step = {0: initial}
-        named: set[int] = set()
+        start = cls.constant(initial)
+        by_step: dict[int, int] = {}
         for key, factor in (factors or {}).items():
             step = _step(key)
-            if step in named:
+            if step in by_step:
                 raise ValueError(f"batch_rampup_factors names step {step} twice.")
-            named.add(step)
             by_step[step] = _size(initial, step, factor)
-        for step, size in sorted(by_step.items()):
-            _check(step, size, divisor, divisor_reason)
-        return cls(tuple(sorted(by_step.items())))
+        if 0 in by_step:
+            start = cls.constant(by_step.pop(0))
+        changes = [(Point("step", step), size) for step, size in sorted(by_step.items())]
+        return cls(Schedule.of(start.sizes.entries[0][1], changes, "batch_rampup_factors"))
 
-    def batch_size(self, step: int) -> int:
-        """Rows of the batch of a step."""
-        return self.sizes[bisect_right(self.sizes, step, key=lambda entry: entry[0]) - 1][1]
+    @classmethod
+    def linear(cls, *, start: int, increment: int, samples: int, final: int) -> "BatchSchedule":
+        """A linear ramp over the rows consumed, as Megatron-LM's `--rampup-batch-size` has it.
 
-    def first_place(self, step: int) -> int:
-        """Rows of all batches before a step."""
-        steps = [first for first, _ in self.sizes[1:]]
-        ends = [*steps, step]
-        return sum(size * max(0, min(end, step) - first) for (first, size), end in zip(self.sizes, ends, strict=True))
+        The first batches have `start` rows; in equal parts of the first `samples` rows the size grows by `increment`,
+        until it is `final`.
 
-    def whole_batches(self, rows: int, from_step: int = 0) -> int:
-        """Batches that lie wholly in the next `rows` rows, counted from a step."""
-        step, left = from_step, rows
-        for boundary in [first for first, _ in self.sizes if first > from_step]:
-            size = self.batch_size(step)
-            if left < size * (boundary - step):
-                return step - from_step + left // size
-            left -= size * (boundary - step)
-            step = boundary
-        return step - from_step + left // self.batch_size(step)
+        Raises:
+            ValueError: The increments do not lead from `start` to `final`, or a number is not positive.
+            TypeError: A number is no integer.
+        """
+        numbers = {"start": start, "increment": increment, "samples": samples, "final": final}
+        for name, number in numbers.items():
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise TypeError(f"{name} of a linear batch ramp must be an integer, got {number!r}.")
+            if number < (0 if name == "samples" else 1):
+                raise ValueError(f"{name} of a linear batch ramp must be at least 1, got {number}.")
+        steps, rest = divmod(final - start, increment)
+        if steps < 0 or rest:
+            raise ValueError(
+                f"A linear batch ramp from {start} by {increment} does not reach {final} rows; the difference "
+                f"{final - start} must be a multiple of the increment."
+            )
+        # Where rounding or a short ramp puts several at the same row, the largest holds.
+        by_row = {-(-i * samples // steps): start + i * increment for i in range(steps + 1)} if steps else {0: final}
+        initial = by_row.pop(0)
+        return cls(Schedule.of(initial, [(Point("rows", row), size) for row, size in by_row.items()], "the ramp"))
+
+    @classmethod
+    def from_sizes(cls, initial: int, changes: Any) -> "BatchSchedule":
+        """Sizes as they are, from points in steps, rows or tokens on.
+
+        Args:
+            initial: Rows of the first batch.
+            changes: Pairs (point, size), or a mapping of step → size; see `Point.parse` for points.
+        """
+        pairs = changes.items() if isinstance(changes, Mapping) else changes
+        named = [(Point.parse(point, "A point of batch_schedule"), _whole(size)) for point, size in pairs]
+        return cls(Schedule.of(initial, named, "batch_schedule"))
+
+    @classmethod
+    def from_config(cls, global_batch_size: int, config: Mapping[str, Any]) -> "BatchSchedule":
+        """The schedule that a configuration file describes.
+
+        Args:
+            global_batch_size: The final size of a linear ramp, else the initial size.
+            config: `{"linear": {"start": 32, "increment": 32, "samples": 1e6}}`, or
+                `{"changes": [{"at": {"tokens": 1e9}, "size": 64}]}`.
+
+        Raises:
+            ValueError: It is neither of these.
+        """
+        if set(config) == {"linear"} and set(config["linear"]) == {"start", "increment", "samples"}:
+            return cls.linear(**{k: _whole(v) for k, v in config["linear"].items()}, final=global_batch_size)
+        if set(config) == {"changes"} and all(set(change) == {"at", "size"} for change in config["changes"]):
+            return cls.from_sizes(global_batch_size, [(c["at"], c["size"]) for c in config["changes"]])
+        raise ValueError(
+            'batch_schedule must be {"linear": {"start", "increment", "samples"}} or {"changes": [{"at", "size"}, …]}; '
+            f"got {config!r}."
+        )
+
+
+def _whole(value: Any) -> int:
+    number = whole_number(value)
+    if number is None:
+        raise TypeError(f"A batch has a whole number of rows, got {value!r}.")
+    return number
 
 
 def _step(key: int | str) -> int:
@@ -93,15 +151,3 @@ def _size(initial: int, step: int, factor: float) -> int:
             f"use {int(size) / initial:.6g} or {(int(size) + 1) / initial:.6g}."
         )
     return int(size)
-
-
-def _check(step: int, size: int, divisor: int, reason: str) -> None:
-    if size < 1:
-        raise ValueError(f"global_batch_size must be at least 1, got {size}.")
-    if size % divisor:
-        low = size // divisor * divisor
-        works = f"{low} or {low + divisor}" if low else f"{divisor}"
-        raise ValueError(
-            f"The batch of {size} rows from step {step} on does not divide among {reason or divisor}; it must be a "
-            f"multiple of {divisor}: use {works} rows."
-        )

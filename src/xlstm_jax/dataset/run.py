@@ -1,20 +1,37 @@
-"""A run: its datasets, their mixture and batch sizes; turns a position into a plan of batches, and back."""
+"""A run: datasets, mixture, batch sizes and row lengths; turns a position into a plan of batches, and back."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from fractions import Fraction
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 from xlstm_jax.dataset.config import DatasetConfig
+from xlstm_jax.dataset.epochs import EpochSize, count_epoch, tokens_of_epoch
 from xlstm_jax.dataset.lanes import Cursor, Lane, Rounds, RowStream
 from xlstm_jax.dataset.mixing import MixtureSequence, integer_weights
-from xlstm_jax.dataset.places import Planner, Standing, rounds_at
-from xlstm_jax.dataset.position import DatasetPosition, Position, PositionError, differences
-from xlstm_jax.dataset.ramp_up import BatchSchedule
+from xlstm_jax.dataset.mixture import Mixture
+from xlstm_jax.dataset.places import Diet, Planner, StageStanding, Standing, rounds_at
+from xlstm_jax.dataset.position import DatasetPosition, Position, PositionError, StagePosition
+from xlstm_jax.dataset.schedule import BEGIN, Moment, Schedule
+from xlstm_jax.dataset.timeline import Timeline
 from xlstm_jax.dataset.windows import LaneSlice, PlannedWindows, ReadDocuments, StreamedWindows, Windows
 
-__all__ = ["Progress", "Run"]
+__all__ = ["Piece", "Run"]
+
+
+class Piece(NamedTuple):
+    """Consecutive rows of a run that have one length and one mixture."""
+
+    start: Moment
+    steps: int | None
+    """None: for ever."""
+    rows: int | None
+    length: int
+    stage: int
+    """Number of the stage in the mixture."""
+    weights: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +39,8 @@ class Run:
     """Everything that decides which rows a run has, and in which order."""
 
     datasets: tuple[DatasetConfig, ...]
-    weights: tuple[float, ...]
-    schedule: BatchSchedule
+    mixture: Mixture
+    timeline: Timeline
     adopted: Position | None = None
     """A saved position whose defaults this run takes over."""
 
@@ -40,19 +57,35 @@ class Run:
         shards = {dataset.num_shards for dataset in self.datasets if dataset.num_shards is not None}
         if len(shards) > 1:
             raise ValueError(f"All datasets of a mixture need the same num_shards, got {sorted(shards)}.")
+        self.mixture.schedule(names)
         if not self.planned:
-            self._check_lanes()
+            self._check_streamed()
 
-    def _check_lanes(self) -> None:
+    @cached_property
+    def stages(self) -> Schedule[tuple[float, ...]]:
+        """The weights of the datasets, and from when on."""
+        return self.mixture.schedule([dataset.name for dataset in self.datasets])
+
+    @cached_property
+    def _epochs(self) -> "_Epochs":
+        return _Epochs()
+
+    def _check_streamed(self) -> None:
         """Streamed data: a host owns whole lanes, and each lane gives the same number of rows to every batch."""
         self.lanes_of(0)
-        for step, size in self.schedule.sizes:
-            if size % self.num_shards:
-                low = size // self.num_shards * self.num_shards
+        if self.mixture.unit == "tokens":
+            raise ValueError('unit="tokens" needs lengths that are known before documents are read; use unit="rows".')
+        if self.mixture.when_one_ends == "stop":
+            raise ValueError(
+                'when_one_ends="stop" needs lengths that are known before documents are read; use "share".'
+            )
+        for segment in self.timeline.segments():
+            if segment.size % self.num_shards:
+                low = segment.size // self.num_shards * self.num_shards
                 raise ValueError(
-                    f"The batch of {size} rows from step {step} on is no multiple of num_shards={self.num_shards}, as "
-                    f"data whose lengths are unknown before it is read needs; use {low or self.num_shards} or "
-                    f"{low + self.num_shards} rows."
+                    f"The batch of {segment.size} rows from step {segment.start.step} on is no multiple of "
+                    f"num_shards={self.num_shards}, as data whose lengths are unknown before it is read needs; use "
+                    f"{low or self.num_shards} or {low + self.num_shards} rows."
                 )
 
     @property
@@ -82,59 +115,83 @@ class Run:
         own = self.num_shards // hosts
         return range(host_index * own, (host_index + 1) * own)
 
-    @cached_property
-    def integer_weights(self) -> tuple[int, ...]:
-        """The weights, reduced to integers."""
-        return integer_weights(self.weights)
+    def weights(self, stage: int, row_length: int) -> tuple[int, ...]:
+        """Integer row weights of the datasets in a stage that begins with rows of this length."""
+        weights = self.stages.values[stage]
+        if self.mixture.unit == "rows":
+            return integer_weights(weights)
+        by_rows = []
+        for number, weight in enumerate(weights):
+            # A dataset whose rows hold more tokens needs fewer rows for the same share of the tokens.
+            epoch = self.epoch(number, row_length) if weight else EpochSize(0, 1)
+            by_rows.append(Fraction(str(weight)) * epoch.rows / epoch.tokens)
+        return integer_weights(by_rows)
+
+    def epoch(self, number: int, row_length: int, *, one_epoch: bool = False) -> EpochSize:
+        """Rows and tokens of the first epoch of a planned dataset; counted once for each row length."""
+        dataset = self.datasets[number]
+        endless = dataset.num_epochs is None and not one_epoch
+        return self._epochs.count(dataset, self.window_rows(dataset), row_length, self.num_shards, endless)
+
+    def tokens_of_epoch(self, dataset: DatasetConfig, row_length: int) -> int:
+        """Tokens that rows of this length hold in an epoch of a planned dataset."""
+        return self._epochs.tokens(dataset, row_length)
+
+    @property
+    def changes(self) -> bool:
+        """Whether mixture or row length change, or the run stops before all its data is out."""
+        return (
+            len(self.stages.entries) > 1
+            or len(self.timeline.rows.lengths.entries) > 1
+            or self.mixture.when_one_ends == "stop"
+        )
+
+    def pieces(self) -> Iterator[Piece]:
+        """The run in pieces of one length and one mixture, as if it never stopped or ended."""
+        stage = -1
+        weights: tuple[int, ...] = ()
+        for start, size, length, steps in self.timeline.segments(points=self.stages.points):
+            number = self.stages.index(start)
+            if number != stage:
+                stage, weights = number, self.weights(number, length)
+            yield Piece(start, steps, None if steps is None else steps * size, length, stage, weights)
+
+    def count_rows(self, *, one_epoch: bool) -> int:
+        """Rows of a planned run that ends, by planning all of it."""
+        planner = self.plan_from(self.start(), range(self.num_shards), {}, one_epoch=one_epoch)
+        rows = 0
+        while (plan := planner.next_batch()).rows:
+            rows += plan.rows
+        return rows
 
     def window_rows(self, dataset: DatasetConfig) -> int:
         """Rows of the dataset's windows: as named, or as saved, or by default."""
         if dataset.window_rows is not None:
             return dataset.window_rows
-        if self.adopted and dataset.name in self.adopted.datasets:
-            return int(self.adopted.datasets[dataset.name].settings["grain_packing_bin_count"])
+        if self.adopted and dataset.name in self.adopted.known:
+            return int(self.adopted.known[dataset.name].settings["grain_packing_bin_count"])
         return dataset.default_window_rows(self.num_shards * len(self.datasets))
 
     def start(self) -> Position:
         """The position before the first batch."""
-        cursors = tuple(Cursor() for _ in range(self.num_shards))
+        names = [dataset.name for dataset in self.datasets]
+        _, length = self.timeline.shape(BEGIN)
+        stage = self.stages.index(BEGIN)
         return Position(
             num_shards=self.num_shards,
-            weights={d.name: w for d, w in zip(self.datasets, self.integer_weights, strict=True)},
-            counts=dict.fromkeys((d.name for d in self.datasets), 0),
-            datasets={
-                d.name: DatasetPosition(cursors=cursors, settings=d.settings(self.window_rows(d)))
-                for d in self.datasets
-            },
+            row_length=length,
+            row_lengths=tuple(tuple(change) for change in self.timeline.rows.to_json()),
+            stage=StagePosition(in_mixture=stage, revision=self.mixture.revision, digest=self.mixture.digest(names)),
+            weights=dict(zip(names, self.weights(stage, length), strict=True)),
+            counts=dict.fromkeys(names, 0),
+            drawn=dict.fromkeys(names, 0),
+            datasets={dataset.name: self.start_of(dataset) for dataset in self.datasets},
         )
 
-    def resume(self, saved: Position) -> "tuple[Run, Position]":
-        """This run with the saved position's defaults, and the position checked against it.
-
-        Raises:
-            PositionError: The position is one of other data or settings; the message names each difference.
-        """
-        run = dataclasses.replace(self, adopted=saved)
-        now = run.start()
-        wrong = (
-            []
-            if now.num_shards == saved.num_shards
-            else [f"num_shards: saved {saved.num_shards}, now {now.num_shards}"]
-        )
-        if set(now.datasets) != set(saved.datasets):
-            wrong.append(f"datasets: saved {sorted(saved.datasets)}, now {sorted(now.datasets)}")
-        elif len(now.datasets) > 1 and now.weights != saved.weights:
-            wrong.append(f"dataset_weights: saved {dict(saved.weights)}, now {dict(now.weights)}")
-        for name in sorted(set(now.datasets) & set(saved.datasets)):
-            found = differences(saved.datasets[name].settings, now.datasets[name].settings)
-            wrong += [f"dataset {name!r}, {difference}" for difference in found]
-        if wrong:
-            raise PositionError(
-                "The saved position does not fit this loader:\n  " + "\n  ".join(wrong) + "\n"
-                "Make the loader with the saved settings, or start a new run."
-            )
-        order = {d.name: saved.datasets[d.name] for d in self.datasets}
-        return run, dataclasses.replace(saved, datasets=order)
+    def start_of(self, dataset: DatasetConfig) -> DatasetPosition:
+        """Where a dataset stands that has not been read."""
+        cursors = tuple(Cursor() for _ in range(self.num_shards))
+        return DatasetPosition(cursors=cursors, settings=dataset.settings(self.window_rows(dataset)))
 
     def plan_from(
         self, position: Position, lanes: Sequence[int], readers: Mapping[str, ReadDocuments], *, one_epoch: bool = False
@@ -147,25 +204,35 @@ class Run:
             readers: How the documents of each streamed dataset are read.
             one_epoch: Whether the data ends after its first epoch, whatever `num_epochs` says.
         """
-        shards = self.num_shards
-        next_rounds = position.rounds or rounds_at(position.place, position.stage_start, shards)
-        counts = [position.counts[d.name] for d in self.datasets]
-        rounds = Rounds(MixtureSequence(self.integer_weights, counts), shards, min(next_rounds))
+        shards, place = self.num_shards, position.place
+        names = [dataset.name for dataset in self.datasets]
+        number, index, start = position.stage.number, position.stage.in_mixture, position.stage.start
+        if index < 0:
+            # The next batch begins a stage: what went before does not matter.
+            stage = StageStanding(number, index, place, (1,) * len(names), (0,) * len(names), None)
+        else:
+            weights = tuple(position.weights[name] for name in names)
+            counts = tuple(position.counts[name] for name in names)
+            stage = StageStanding(number, index, start, weights, counts, position.stage.rounds)
+        expected = rounds_at(place, stage.start, stage.weights, shards)
+        next_rounds = stage.rounds or expected
+        rounds = Rounds(MixtureSequence(stage.weights, stage.counts), shards, start=stage.start, first=min(expected))
         built = [
             Lane(lane, self._streams(lane, position, readers, one_epoch), rounds, next_rounds[lane])
             if lane in lanes
             else None
             for lane in range(shards)
         ]
-        return Planner(
-            built,
-            rounds,
-            batch_size=self.schedule.batch_size,
-            step=position.step,
-            place=position.place,
-            stage_start=position.stage_start,
-            pad_ended_lanes=not self.planned,
+        finite = [d for d, dataset in enumerate(self.datasets) if one_epoch or dataset.num_epochs is not None]
+        diet = Diet(
+            self.timeline,
+            self.stages.index,
+            self.weights,
+            tuple(finite) if self.planned else (),
+            self.mixture.when_one_ends == "stop",
         )
+        standing = Standing(position.moment, place, position.row_length, stage, (), {})
+        return Planner(built, rounds, diet, standing, pad_ended_lanes=not self.planned)
 
     def _streams(
         self, lane: int, position: Position, readers: Mapping[str, ReadDocuments], one_epoch: bool
@@ -176,51 +243,50 @@ class Run:
             cursor = position.datasets[dataset.name].cursors[lane]
             if cursor is None:
                 raise PositionError(f"The position does not know lane {lane} of dataset {dataset.name!r}.")
-            windows = self._windows(dataset, lane, num_epochs is None, readers)
+            windows = partial(self._windows, dataset, lane, num_epochs is None, readers)
             label = f"Lane {lane} of dataset {dataset.name!r}"
-            streams.append(RowStream(windows, num_epochs, cursor, label))
+            streams.append(RowStream(windows, position.row_length, num_epochs, cursor, label))
         return streams
 
+    def lane_slice(self, dataset: DatasetConfig, lane: int, *, endless: bool) -> LaneSlice:
+        """The documents of a dataset that a lane reads."""
+        return LaneSlice(order=dataset.order, lane=lane, num_shards=self.num_shards, endless=endless)
+
     def _windows(
-        self, dataset: DatasetConfig, lane: int, endless: bool, readers: Mapping[str, ReadDocuments]
+        self, dataset: DatasetConfig, lane: int, endless: bool, readers: Mapping[str, ReadDocuments], row_length: int
     ) -> Windows:
-        part = LaneSlice(order=dataset.order, lane=lane, num_shards=self.num_shards, endless=endless)
-        packing = dataset.packing(self.window_rows(dataset))
+        part = self.lane_slice(dataset, lane, endless=endless)
+        packing = dataset.packing(self.window_rows(dataset), row_length)
         if dataset.planned:
             return PlannedWindows(part, packing, dataset.source.lengths_of)
         return StreamedWindows(part, packing, readers[dataset.name])
 
 
-class Progress:
-    """The position of the last delivered batch, kept up as batches are delivered."""
+class _Epochs:
+    """Sizes of first epochs, each counted once."""
 
-    def __init__(self, run: Run, position: Position) -> None:
-        self._run = run
-        self._position = position
-        self._cursors = {name: list(dataset.cursors) for name, dataset in position.datasets.items()}
-        self._names = [dataset.name for dataset in run.datasets]
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[tuple[Any, ...], EpochSize] = {}
+        self._tokens: dict[tuple[str, int], int] = {}
 
-    def deliver(self, after: Standing) -> None:
-        """Move on to where the lanes stand after a batch."""
-        for (dataset, lane), cursor in after.moved.items():
-            self._cursors[self._names[dataset]][lane] = cursor
-        self._position = dataclasses.replace(
-            self._position,
-            step=after.step,
-            place=after.place,
-            counts=dict(zip(self._names, after.counts, strict=True)),
-            rounds=after.rounds,
-        )
+    def tokens(self, dataset: DatasetConfig, row_length: int) -> int:
+        key = (dataset.name, row_length)
+        if key not in self._tokens:
+            self._tokens[key] = tokens_of_epoch(dataset, row_length)
+        return self._tokens[key]
 
-    def begin_pass(self, number: int) -> None:
-        """Begin a pass, when so many have ended."""
-        self._position = dataclasses.replace(self._position, passes=number)
-
-    @property
-    def position(self) -> Position:
-        """Where the run stands."""
-        datasets: dict[str, Any] = {
-            name: dataclasses.replace(dataset, cursors=tuple(self._cursors[name]))
-            for name, dataset in self._position.datasets.items()
-        }
-        return dataclasses.replace(self._position, datasets=datasets)
+    def count(
+        self, dataset: DatasetConfig, window_rows: int, row_length: int, num_shards: int, endless: bool
+    ) -> EpochSize:
+        key = (dataset.name, window_rows, row_length, num_shards, endless)
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = count_epoch(
+                    dataset,
+                    window_rows=window_rows,
+                    row_length=row_length,
+                    num_shards=num_shards,
+                    endless=endless,
+                )
+            return self._known[key]

@@ -4,6 +4,7 @@ Planned windows come from lengths alone; streamed windows come from documents th
 packing on the same order, so both give the same rows for the same documents.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -38,6 +39,8 @@ class Window(NamedTuple):
     """The documents themselves, where they had to be read to know their lengths."""
     next_first: int
     next_offset: int
+    chain: tuple[int, ...] = ()
+    """(row length, rows emitted, row length, …) of what earlier row lengths had of this window; see `Cursor`."""
 
     @property
     def rows(self) -> int:
@@ -50,6 +53,9 @@ class Windows(Protocol):
 
     def read(self, epoch: int, first: int, offset: int) -> Window | None:
         """The window that starts at this document and token, or None at the end of the epoch."""
+
+    def repack(self, window: Window, length: int, emitted: int) -> Window:
+        """What is left of a window of rows of `length`, of which `emitted` have been, as a window of this length."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +133,10 @@ class PlannedWindows:
             packed.next_offset,
         )
 
+    def repack(self, window: Window, length: int, emitted: int) -> Window:
+        """See `Windows.repack`."""
+        return _repack(window, length, emitted, self._packing, self._lane)
+
     def _look_ahead(self, epoch: int, first: int, stop: int) -> "_Ahead":
         """Documents from `first` to at least `stop`; what is already known is not computed again."""
         known = self._ahead
@@ -174,6 +184,10 @@ class StreamedWindows:
                 break
         return self._window(epoch, first, offset, ahead, packed)
 
+    def repack(self, window: Window, length: int, emitted: int) -> Window:
+        """See `Windows.repack`."""
+        return _repack(window, length, emitted, self._packing, self._lane)
+
     def _window(self, epoch: int, first: int, offset: int, ahead: Documents, packed: PackedWindow) -> Window:
         used = packed.documents_used
         touched = used + (packed.next_offset > 0)
@@ -200,6 +214,38 @@ class StreamedWindows:
                 self._chunks[epoch, at] = _restore_dropped(index, self._read(epoch, index))
             parts.append(_slice(self._chunks[epoch, at], max(first - at, 0)))
         return Documents.join(parts)
+
+
+def _repack(window: Window, length: int, emitted: int, packing: Packing, lane: LaneSlice) -> Window:
+    """The pieces of a window's rows from `emitted` on, merged where they touch, packed as documents of their own."""
+    packed = window.packed
+    begin = packed.row_begin[emitted]
+    order = np.lexsort((packed.start[begin:], packed.document[begin:]))
+    document, start, count = (part[begin:][order] for part in (packed.document, packed.start, packed.length))
+    touches = (document[1:] == document[:-1]) & (start[1:] == start[:-1] + count[:-1])
+    heads = np.flatnonzero(np.concatenate([[True], ~touches]))
+    document, start, lengths = document[heads], start[heads], np.add.reduceat(count.astype(np.int64), heads)
+    chain = (*window.chain, length, emitted)
+    # As many rows as it may take: all of it is one window.
+    rows = int((-(-lengths // packing.row_length)).sum())
+    again = pack_window(
+        lengths,
+        dataclasses.replace(packing, rows=rows),
+        last=True,
+        key=keyed_hash("repack", lane.window_key(window.epoch, window.first, window.offset), *chain),
+    )
+    assert again is not None, "a window of all there is needs no more lengths"
+    known = window.lengths if packing.long_documents != "truncate" else np.minimum(window.lengths, length)
+    return window._replace(
+        packed=packed._replace(
+            document=document[again.document].astype(np.int32, copy=False),
+            start=start[again.document] + again.start,
+            length=again.length,
+            row_begin=again.row_begin,
+        ),
+        lengths=known,
+        chain=chain,
+    )
 
 
 def _restore_dropped(index: NDArray[np.int64], kept: Documents) -> Documents:

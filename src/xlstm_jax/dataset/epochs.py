@@ -1,0 +1,54 @@
+"""How many rows and tokens an epoch of a dataset has."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from xlstm_jax.dataset.config import DatasetConfig
+from xlstm_jax.dataset.sources import length_chunks
+from xlstm_jax.dataset.windows import LaneSlice, PlannedWindows
+
+__all__ = ["EpochSize", "count_epoch", "fewest_rows", "tokens_of_epoch"]
+
+
+class EpochSize(NamedTuple):
+    """Rows and tokens of the first epoch of a dataset."""
+
+    rows: int
+    tokens: int
+
+
+def count_epoch(
+    dataset: DatasetConfig, *, window_rows: int, row_length: int, num_shards: int, endless: bool
+) -> EpochSize:
+    """Count the first epoch of planned data by planning all of it; takes a pass over all lengths."""
+    packing = dataset.packing(window_rows, row_length)
+    rows = tokens = 0
+    for lane in range(num_shards):
+        part = LaneSlice(order=dataset.order, lane=lane, num_shards=num_shards, endless=endless)
+        windows = PlannedWindows(part, packing, dataset.source.lengths_of)
+        first = offset = 0
+        while (window := windows.read(0, first, offset)) is not None:
+            rows += window.rows
+            tokens += int(window.packed.length.sum(dtype=np.int64))
+            first, offset = window.next_first, window.next_offset
+    return EpochSize(rows, tokens)
+
+
+def fewest_rows(dataset: DatasetConfig, row_length: int) -> int:
+    """A bound from below of the rows of an epoch of planned data, which takes no planning."""
+    return -(-tokens_of_epoch(dataset, row_length) // row_length)
+
+
+def tokens_of_epoch(dataset: DatasetConfig, row_length: int) -> int:
+    """Tokens that rows of this length hold in an epoch of planned data."""
+    known = dataset.source.length_summary
+    if known.longest <= row_length or dataset.long_documents not in ("truncate", "drop"):
+        return int(known.tokens)
+    tokens = 0
+    for lengths in length_chunks(known.documents, dataset.source.lengths_of):
+        kept = (
+            np.minimum(lengths, row_length) if dataset.long_documents == "truncate" else lengths[lengths <= row_length]
+        )
+        tokens += int(kept.sum())
+    return tokens

@@ -1,0 +1,112 @@
+"""How far a run has come: the position of the last delivered batch, the stages so far, the epochs seen."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xlstm_jax.dataset.config import DatasetConfig
+from xlstm_jax.dataset.places import Standing
+from xlstm_jax.dataset.position import Position
+from xlstm_jax.dataset.run import Run
+from xlstm_jax.dataset.schedule import BEGIN
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """The position of the last delivered batch, kept up as batches are delivered; and the stages so far.
+
+    Args:
+        run: The run.
+        position: Where it stands.
+        history: The stages up to the one in force, as far as they are known; see `history`.
+    """
+
+    def __init__(self, run: Run, position: Position, history: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._run = run
+        self._position = position
+        self._cursors = {name: list(dataset.cursors) for name, dataset in position.datasets.items()}
+        self._names = [dataset.name for dataset in run.datasets]
+        self._drawn = [position.drawn[name] for name in self._names]
+        self._history = [dict(stage) for stage in history]
+        if not self._history and position.moment == BEGIN:
+            self._history.append(self._record(position))
+
+    def deliver(self, after: Standing) -> None:
+        """Move on to where the lanes stand after a batch."""
+        for (dataset, lane), cursor in after.moved.items():
+            self._cursors[self._names[dataset]][lane] = cursor
+        position, stage = self._position, after.stage
+        if stage.number != position.stage.number:
+            # Everything but the weights stands as it did before this batch.
+            began = dataclasses.replace(
+                position.stage, number=stage.number, in_mixture=stage.in_mixture, start=stage.start
+            )
+            weights = dict(zip(self._names, stage.weights, strict=True))
+            self._history.append(self._record(dataclasses.replace(self.position, stage=began, weights=weights)))
+        self._drawn = [had + more for had, more in zip(self._drawn, after.drawn, strict=True)]
+        self._position = dataclasses.replace(
+            position,
+            moment=after.moment,
+            place=after.place,
+            row_length=after.row_length,
+            stage=dataclasses.replace(
+                position.stage, number=stage.number, in_mixture=stage.in_mixture, start=stage.start, rounds=stage.rounds
+            ),
+            weights=dict(zip(self._names, stage.weights, strict=True)),
+            counts=dict(zip(self._names, stage.counts, strict=True)),
+        )
+
+    @property
+    def epochs_seen(self) -> dict[str, float]:
+        """Epochs of each dataset so far.
+
+        Whole windows count by their documents. The rows of a window that is not finished count by their positions,
+        where the mean length of documents is known, and else not at all.
+        """
+        return {dataset.name: self._epochs_of(dataset) for dataset in self._run.datasets}
+
+    def _epochs_of(self, dataset: DatasetConfig) -> float:
+        length = self._position.row_length
+        mean = self._run.tokens_of_epoch(dataset, length) / len(dataset.source) if dataset.planned else 0
+        documents = read = 0.0
+        for lane, cursor in enumerate(self._cursors[dataset.name]):
+            size = len(self._run.lane_slice(dataset, lane, endless=dataset.num_epochs is None))
+            if cursor is None or not size:
+                continue
+            emitted = [*cursor.chain, length, cursor.row]
+            positions = sum(of * rows for of, rows in zip(emitted[::2], emitted[1::2], strict=True))
+            documents += size
+            read += cursor.epoch * size + min(cursor.document + (positions / mean if mean else 0), size)
+        return read / documents if documents else 0.0
+
+    def begin_pass(self, number: int) -> None:
+        """Begin a pass, when so many have ended."""
+        self._position = dataclasses.replace(self._position, passes=number)
+
+    @property
+    def position(self) -> Position:
+        """Where the run stands."""
+        datasets: dict[str, Any] = {
+            name: dataclasses.replace(dataset, cursors=tuple(self._cursors[name]))
+            for name, dataset in self._position.datasets.items()
+        }
+        return dataclasses.replace(
+            self._position, datasets=datasets, drawn=dict(zip(self._names, self._drawn, strict=True))
+        )
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The stages of the run so far, as JSON: where each began, its weights, and each dataset's rows before it."""
+        return [dict(stage) for stage in self._history]
+
+    @staticmethod
+    def _record(position: Position) -> dict[str, Any]:
+        return {
+            "stage": position.stage.number,
+            **position.moment._asdict(),
+            "place": position.place,
+            "revision": position.stage.revision,
+            "weights": dict(position.weights),
+            "rows_before": dict(position.drawn),
+        }
