@@ -1,0 +1,65 @@
+"""The documentation is true: its code runs, its links lead somewhere, and its commands exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from preparing import make_texts, save_tokenizer, write_jsonl
+from xlstm_jax.cli import main
+from xlstm_jax.dataset import MultiHostDataLoadIterator
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def text_without_code(page: Path) -> str:
+    return BLOCK.sub("", page.read_text())
+
+
+def anchors(page: Path) -> set[str]:
+    """What headings can be linked by, as the common renderers make them."""
+    headings = re.findall(r"^#+ (.*)$", text_without_code(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_somewhere(page):
+    broken = []
+    for link in LINK.findall(text_without_code(page)):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_make_targets_that_are_named_exist(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)(?=`| +#| PYTHON|$)", page.read_text(), re.MULTILINE)) <= targets
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()], ids=lambda p: p.name)
+def test_code_runs_as_it_stands(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    write_jsonl(tmp_path / "data" / "a.jsonl", make_texts(400))
+    save_tokenizer(tmp_path / "tokenizer.json")
+    names: dict = {}
+    for language, code in BLOCK.findall(page.read_text()):
+        if language == "bash":
+            for line in code.replace("\\\n", " ").splitlines():
+                if line.startswith("xlstm-data "):
+                    assert main([*shlex.split(line, comments=True)[1:]]) == 0, line
+        elif language == "python":
+            exec(compile(code, str(page), "exec"), names)
+    for name in names.values():
+        if isinstance(name, MultiHostDataLoadIterator):
+            name.close()
