@@ -76,6 +76,7 @@ class DatasetConfig:
         check_operations(self.operations)
         object.__setattr__(self, "source", _as_source(self.source, self.name, self.operations))
         _ = self.order  # It refuses what cannot be shuffled.
+        self._compare_end_tokens()
         if self.planned:
             self._check_lengths()
         elif not self.operations:
@@ -168,6 +169,20 @@ class DatasetConfig:
     @cached_property
     def _fingerprint(self) -> str:
         return fingerprint_of(self.source)
+
+    def _compare_end_tokens(self) -> None:
+        """Warn where whoever ends the documents says that another token ends them."""
+        for named in (self.source, *self.operations):
+            said = getattr(named, "eod_token_id", None)
+            if said is not None and said != self.eod_token_id:
+                LOGGER.warning(
+                    "Dataset %r: eod_token_id=%d, but its documents end with token %d (%s); pass eod_token_id=%d.",
+                    self.name,
+                    self.eod_token_id,
+                    said,
+                    type(named).__name__,
+                    said,
+                )
 
     def _check_lengths(self) -> None:
         known = self.source.length_summary

@@ -5,8 +5,10 @@ callables, or objects with a `map_batch` method, which get the whole chunk at on
 see `Documents.collect`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import grain
@@ -18,7 +20,11 @@ from xlstm_jax.dataset.sources.base import TOKEN_FIELDS
 
 __all__ = ["DocumentReader", "Documents", "check_operations"]
 
+LOGGER = logging.getLogger(__name__)
+
 _INT32 = np.iinfo(np.int32)
+
+Describe = Callable[[int], str]
 
 
 class Documents(NamedTuple):
@@ -49,33 +55,60 @@ class Documents(NamedTuple):
         )
 
     @classmethod
-    def collect(cls, index: Sequence[int], elements: Sequence[Any], name: str) -> "Documents":
+    def collect(cls, index: Sequence[int], elements: Sequence[Any], describe: Describe) -> "Documents":
         """Check elements and lay them end to end.
 
         An element is a 1-D sequence of integers within int32, or a mapping that holds one under "inputs" (with
         "targets" of the same length beside it, if it has any), "input_ids" or "tokens".
 
+        Args:
+            index: Places of the documents in their source.
+            elements: What is to become documents.
+            describe: Names the document at a place, for errors.
+
         Raises:
-            TypeError: An element is no document; the message names the dataset, the document and the cure.
+            TypeError: An element is no document; the message names the document and the cure.
             ValueError: Token ids outside int32, more than one dimension, or inputs and targets of unequal length.
         """
-        pairs = [_inputs_and_targets(element, name, i) for i, element in zip(index, elements, strict=True)]
-        inputs = [_tokens(tokens, name, i) for (tokens, _), i in zip(pairs, index, strict=True)]
+        pairs = [_inputs_and_targets(element, describe, i) for i, element in zip(index, elements, strict=True)]
+        inputs = [_tokens(tokens, describe, i) for (tokens, _), i in zip(pairs, index, strict=True)]
         lengths = np.array([len(tokens) for tokens in inputs], dtype=np.int64)
         targets = None
         if any(target is not None for _, target in pairs):
             own = [
-                tokens if target is None else _tokens(target, name, i)
+                tokens if target is None else _tokens(target, describe, i)
                 for tokens, (_, target), i in zip(inputs, pairs, index, strict=True)
             ]
             for i, tokens, target in zip(index, inputs, own, strict=True):
                 if len(tokens) != len(target):
                     raise ValueError(
-                        f"Document {i} of dataset {name!r} has {len(tokens)} inputs and {len(target)} targets; "
+                        f"{describe(i)} has {len(tokens)} inputs and {len(target)} targets; "
                         "both must have the same length."
                     )
             targets = _concatenate(own)
         return cls(np.asarray(index, dtype=np.int64), lengths, _concatenate(inputs), targets)
+
+
+class EmptyCount:
+    """Counts the empty documents that a process has read, and says so now and then; a copy in a worker counts anew."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.empty = self.read = 0
+
+    def add(self, empty: int, read: int, name: str) -> None:
+        """Count documents; log when the number of empty ones passes 1, 10, 100 and so on."""
+        with self._lock:
+            before = self.empty
+            self.empty += empty
+            self.read += read
+            if len(str(self.empty)) > len(str(before)) or (empty and not before):
+                LOGGER.warning(
+                    "Dataset %r: %d of the first %d documents read are empty; skipped.", name, self.empty, self.read
+                )
+
+    def __reduce__(self) -> "tuple[type[EmptyCount], tuple[()]]":
+        return EmptyCount, ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +123,7 @@ class DocumentReader:
     operations: tuple[Any, ...]
     name: str
     seed: int
+    empty: EmptyCount = field(default_factory=EmptyCount, compare=False, repr=False)
 
     def read(self, epoch: int, index: NDArray[np.int64]) -> Documents:
         """Read the documents at `index` ([k] places in the source); filters may leave fewer than k."""
@@ -101,30 +135,65 @@ class DocumentReader:
             elements = [_own_copy(element) for element in elements]
         for place, operation in enumerate(self.operations):
             kept, elements = self._apply(operation, place, epoch, kept, elements)
-        return Documents.collect(kept, elements, self.name)
+        documents = Documents.collect(kept, elements, self.describe)
+        self.empty.add(int(np.count_nonzero(documents.lengths == 0)), len(kept), self.name)
+        return documents
+
+    def describe(self, document: int) -> str:
+        """For people: a document of the dataset, and where it lies."""
+        named = f"Document {document} of dataset {self.name!r}"
+        return f"{named} ({self.source.describe(document)})" if hasattr(self.source, "describe") else named
 
     def _apply(
         self, operation: Any, place: int, epoch: int, index: list[int], elements: list[Any]
     ) -> tuple[list[int], list[Any]]:
         if hasattr(operation, "map_batch"):
-            mapped = list(operation.map_batch(elements))
-            if len(mapped) != len(elements):
-                raise ValueError(
-                    f"map_batch of {operation!r} got {len(elements)} elements and returned {len(mapped)}; "
-                    "it must return one for each. Drop elements with a grain.transforms.Filter."
-                )
-            return index, mapped
+            return index, self._map_batch(operation, index, elements)
+        function: Callable[[int, Any], Any]
         if isinstance(operation, grain.transforms.Filter):
-            pairs = [(i, e) for i, e in zip(index, elements, strict=True) if operation.filter(e)]
+            kept = self._each(operation, lambda _, element: operation.filter(element), index, elements)
+            pairs = [(i, e) for i, e, keep in zip(index, elements, kept, strict=True) if keep]
             return [i for i, _ in pairs], [e for _, e in pairs]
         if isinstance(operation, grain.transforms.RandomMap):
-            return index, [
-                operation.random_map(e, self._generator(place, epoch, i)) for i, e in zip(index, elements, strict=True)
-            ]
-        if isinstance(operation, grain.transforms.MapWithIndex):
-            return index, [operation.map_with_index(i, e) for i, e in zip(index, elements, strict=True)]
-        function = operation.map if hasattr(operation, "map") else operation
-        return index, [function(e) for e in elements]
+
+            def function(i: int, element: Any) -> Any:
+                return operation.random_map(element, self._generator(place, epoch, i))
+
+        elif isinstance(operation, grain.transforms.MapWithIndex):
+            function = operation.map_with_index
+        else:
+            single = operation.map if hasattr(operation, "map") else operation
+
+            def function(_: int, element: Any) -> Any:
+                return single(element)
+
+        return index, self._each(operation, function, index, elements)
+
+    def _each(
+        self, operation: Any, function: Callable[[int, Any], Any], index: list[int], elements: list[Any]
+    ) -> list[Any]:
+        results = []
+        for i, element in zip(index, elements, strict=True):
+            try:
+                results.append(function(i, element))
+            except Exception as error:
+                error.add_note(f"{self.describe(i)}, in the operation {_name(operation)}.")
+                raise
+        return results
+
+    def _map_batch(self, operation: Any, index: list[int], elements: list[Any]) -> list[Any]:
+        try:
+            mapped = list(operation.map_batch(elements))
+        except Exception:
+            # One by one, the document that failed names itself.
+            self._each(operation, lambda _, element: operation.map_batch([element]), index, elements)
+            raise
+        if len(mapped) != len(elements):
+            raise ValueError(
+                f"map_batch of {operation!r} got {len(elements)} elements and returned {len(mapped)}; "
+                "it must return one for each. Drop elements with a grain.transforms.Filter."
+            )
+        return mapped
 
     def _generator(self, place: int, epoch: int, document: int) -> np.random.Generator:
         return np.random.default_rng(keyed_hash("operation", self.seed, self.name, epoch, document, place))
@@ -145,6 +214,11 @@ def check_operations(operations: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(operations)
 
 
+def _name(operation: Any) -> str:
+    named = operation if hasattr(operation, "__qualname__") else type(operation)
+    return str(named.__qualname__)
+
+
 def _read_elements(source: Any, index: list[int]) -> list[Any]:
     if hasattr(source, "__getitems__"):
         return list(source.__getitems__(index))
@@ -160,42 +234,37 @@ def _own_copy(element: Any) -> Any:
     return list(element) if isinstance(element, list) else element
 
 
-def _inputs_and_targets(element: Any, name: str, index: int) -> tuple[Any, Any]:
+def _inputs_and_targets(element: Any, describe: Describe, index: int) -> tuple[Any, Any]:
     if not isinstance(element, Mapping):
         return element, None
-    for field in TOKEN_FIELDS:
-        if field in element:
-            return element[field], element.get("targets")
+    for column in TOKEN_FIELDS:
+        if column in element:
+            return element[column], element.get("targets")
     raise TypeError(
-        f"Document {index} of dataset {name!r} is a mapping with the fields {sorted(element)}, and none of them holds "
+        f"{describe(index)} is a mapping with the fields {sorted(element)}, and none of them holds "
         f"tokens; name the field one of {', '.join(TOKEN_FIELDS)}, or add an operation that makes tokens of it."
     )
 
 
-def _tokens(element: Any, name: str, index: int) -> NDArray[np.int32]:
+def _tokens(element: Any, describe: Describe, index: int) -> NDArray[np.int32]:
     if isinstance(element, (str, bytes)):
         raise TypeError(
-            f"Document {index} of dataset {name!r} is text; add a Tokenize operation to `operations`, "
-            "or read a source of tokens."
+            f"{describe(index)} is text; add a Tokenize operation to `operations`, or read a source of tokens."
         )
     try:
         tokens = np.asarray(element)
     except ValueError as error:
-        raise ValueError(f"Document {index} of dataset {name!r} is ragged; it must be 1-D.") from error
+        raise ValueError(f"{describe(index)} is ragged; it must be 1-D.") from error
     if tokens.ndim != 1:
-        raise ValueError(f"Document {index} of dataset {name!r} has shape {tokens.shape}; it must be 1-D.")
+        raise ValueError(f"{describe(index)} has shape {tokens.shape}; it must be 1-D.")
     if tokens.size == 0:
         return np.zeros(0, dtype=np.int32)
     if tokens.dtype.kind not in "iu":
-        raise TypeError(
-            f"Document {index} of dataset {name!r} holds {tokens.dtype} values; token ids must be integers."
-        )
+        raise TypeError(f"{describe(index)} holds {tokens.dtype} values; token ids must be integers.")
     if tokens.dtype.itemsize >= _INT32.dtype.itemsize and tokens.dtype != np.int32:
         low, high = tokens.min(), tokens.max()
         if low < _INT32.min or high > _INT32.max:
-            raise ValueError(
-                f"Document {index} of dataset {name!r} holds token ids from {low} to {high}; they must fit int32."
-            )
+            raise ValueError(f"{describe(index)} holds token ids from {low} to {high}; they must fit int32.")
     return tokens.astype(np.int32, copy=False)
 
 

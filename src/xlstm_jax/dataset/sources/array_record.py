@@ -114,9 +114,10 @@ class ArrayRecordSource(RecordSource):
             document, record = int(documents[wrong[0]]), records[wrong[0]]
             if isinstance(record, RecordError):
                 raise record
-            raise changed_since_counted(self.describe(document), len(record) // self._dtype.itemsize, int(lengths[wrong[0]]))
+            where = self._where(*self._documents.locate(document))
+            raise changed_since_counted(where, len(record) // self._dtype.itemsize, int(lengths[wrong[0]]))
         tokens = np.frombuffer(b"".join(cast("list[bytes]", records)), self._dtype)
-        return narrowed_ids(tokens, lengths, lambda place: self.describe(int(documents[place])))
+        return narrowed_ids(tokens, lengths, lambda n: self._where(*self._documents.locate(int(documents[n]))))
 
     def _as_text(self, record: bytes, part: int, place: int) -> str | RecordError:
         try:

@@ -13,7 +13,6 @@ from xlstm_jax.dataset.sources.fingerprint import fingerprint_elements, fingerpr
 __all__ = [
     "TOKEN_FIELDS",
     "DocumentSource",
-    "GatheredTokenSource",
     "LengthSummary",
     "PlannedSource",
     "Source",
@@ -204,20 +203,6 @@ class TokenSource(DocumentSource):
     def fingerprint(self) -> str:
         """16 hex digits that tell what the source holds; the same for every kind of planned source."""
         return fingerprint_tokens(len(self), self.length_summary.tokens, self.lengths_of, self._read)
-
-
-class GatheredTokenSource(TokenSource):
-    """Base of planned sources whose documents must be read and laid end to end."""
-
-    @abstractmethod
-    def _read_flat(self, documents: NDArray[np.int64]) -> NDArray[Any]:
-        """Tokens of these documents (ascending, none twice), end to end."""
-
-    def fetch(self, documents: NDArray[np.int64]) -> list[TokenBlock]:
-        """See `PlannedSource.fetch`; a document that is asked for twice is read once."""
-        documents = checked_documents(documents, len(self))
-        which = np.arange(len(documents))
-        return [gather_block(documents, which, self.lengths_of, self._read_flat)]
 
 
 def gather_block(

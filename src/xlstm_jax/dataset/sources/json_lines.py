@@ -67,26 +67,28 @@ class JsonLinesSource(RecordSource):
         first, last = begins[places].tolist(), begins[places + 1].tolist()
         with self._opened.use(part) as file:
             lines = [os.pread(file.fileno(), end - begin, begin) for begin, end in zip(first, last, strict=True)]
-        wanted = zip(lines, places.tolist(), first, last, strict=True)
-        return [self._record(line, end - begin, self._where(part, place)) for line, place, begin, end in wanted]
+        return [
+            self._record(line, end - begin, part, place)
+            for line, place, begin, end in zip(lines, places.tolist(), first, last, strict=True)
+        ]
 
-    def _record(self, line: bytes, size: int, where: str) -> Any:
+    def _record(self, line: bytes, size: int, part: int, place: int) -> Any:
         """What a line holds, or the error that says why it holds no document."""
-        if len(line) < size:
-            return RecordError(f"{where} is not whole any more: the file was truncated.")
         try:
-            return self._chosen(_parsed(line, where), where)
-        except RecordError as error:
-            return error
+            if len(line) == size:
+                return self._chosen(_parsed(line))
+            problem = "is not whole any more: the file was truncated"
+        except _BadLineError as error:
+            problem = str(error)
+        return RecordError(f"{self._where(part, place)} {problem}.")
 
-    def _chosen(self, record: Mapping[str, Any], where: str) -> Any:
+    def _chosen(self, record: Mapping[str, Any]) -> Any:
         if self._names is None:
             return record
         missing = [name for name in self._names if record.get(name) is None]
         if missing:
-            raise RecordError(
-                f"{where} has no field {', '.join(map(repr, missing))}, or it is null; it has "
-                f"{', '.join(map(repr, record))}."
+            raise _BadLineError(
+                f"has no field {', '.join(map(repr, missing))}, or it is null; it has {', '.join(map(repr, record))}"
             )
         if isinstance(self._asked, str):
             return record[self._asked]
@@ -96,7 +98,7 @@ class JsonLinesSource(RecordSource):
         raise NotImplementedError("Lines of JSON are streamed.")
 
     def _where(self, part: int, place: int) -> str:
-        return f"Record {place} of {self._files[part]}"
+        return f"Record {place} of {self._files[part]} (at byte {int(self._begins[part][place])})"
 
     def __reduce__(self) -> tuple[Callable[..., "JsonLinesSource"], tuple[Any, ...]]:
         return _again, (self._files, self._asked, self._skipping.allowed)
@@ -109,20 +111,24 @@ def _again(files: list[Path], column: Any, max_skipped: int) -> JsonLinesSource:
     return JsonLinesSource(files, column=column, max_skipped=max_skipped)
 
 
-def _parsed(line: bytes, where: str) -> Mapping[str, Any]:
+class _BadLineError(Exception):
+    """What is wrong with a line."""
+
+
+def _parsed(line: bytes) -> Mapping[str, Any]:
     try:
         record = json.loads(line.decode())
         if b"\\u" in line:
             # Half a surrogate pair is JSON, but no text.
             json.dumps(record, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
-        raise RecordError(f"{where} is not utf-8: {error}.") from error
+        raise _BadLineError(f"is not utf-8: {error}") from error
     except UnicodeEncodeError as error:
-        raise RecordError(f"{where} holds half a surrogate pair, which is no character: {error}.") from error
+        raise _BadLineError(f"holds half a surrogate pair, which is no character: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{where} is no JSON: {error}; it begins with {line[:60]!r}.") from error
+        raise _BadLineError(f"is no JSON: {error}; it begins with {line[:60]!r}") from error
     if not isinstance(record, Mapping):
-        raise RecordError(f"{where} holds {type(record).__name__}, where an object is needed.")
+        raise _BadLineError(f"holds {type(record).__name__}, where an object is needed")
     return record
 
 

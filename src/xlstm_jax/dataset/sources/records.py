@@ -77,9 +77,8 @@ class RecordSource(DocumentSource):
 
     A bad record (damaged, not utf-8, no JSON, without the field asked for) raises an error that names it. With
     `max_skipped` so many of them are left out, counted and logged instead: a document of length 0 where the source is
-    planned, None otherwise (as Grain's filters leave it), for whoever reads
-    it. What cannot be read at all (a file that is missing,
-    or whose records cannot be counted) always raises, since it would not look the same to every host.
+    planned, None otherwise (as Grain's filters leave it), for whoever reads it. What cannot be read at all (a file that
+    is missing, or whose records cannot be counted) always raises, since it would not look the same to every host.
 
     Args:
         counts: Records of each part: a file, or what else is read at a time.
@@ -114,7 +113,8 @@ class RecordSource(DocumentSource):
 
     def describe(self, document: int) -> str:
         """For people: which record of which file a document is."""
-        return self._where(*self._documents.locate(document))
+        where = self._where(*self._documents.locate(document))
+        return where[0].lower() + where[1:]
 
     @property
     def lengths(self) -> NDArray[Any]:
@@ -147,7 +147,7 @@ class RecordSource(DocumentSource):
             return counted
         # What was counted may be kept from another time, with another bound.
         for document, record in zip(bad.tolist(), self._read_records(bad), strict=True):
-            self._skipping.skip(document, _as_error(record, self.describe(document)))
+            self._skipping.skip(document, _as_error(record, self._where(*self._documents.locate(document))))
         return read_only(np.maximum(counted, 0))
 
     def fetch(self, documents: NDArray[np.int64]) -> list[TokenBlock]:
@@ -164,7 +164,7 @@ class RecordSource(DocumentSource):
             if isinstance(record, RecordError):
                 raise record
             if len(record) != length:
-                raise changed_since_counted(self.describe(document), len(record), length)
+                raise changed_since_counted(self._where(*self._documents.locate(document)), len(record), length)
         tokens: NDArray[Any] = np.concatenate(records) if records else np.zeros(0, np.int32)
         return tokens
 
