@@ -86,6 +86,19 @@ def test_an_unfinished_store_is_not_opened_nor_prepared_from(bench, corpus):
             bench.prepare(folder)
 
 
+@pytest.mark.parametrize("spoil", [lambda content: content[:0], lambda content: content[:-1]])
+@pytest.mark.parametrize("kind", ["json", "all.bin", "all.idx", "all.hashes"])
+def test_what_a_power_failure_took_of_the_unfinished_is_done_again(bench, corpus, kind, spoil):
+    expected = content_of(bench.prepare(corpus, drop_duplicates=True))
+    config = bench.config(corpus, drop_duplicates=True)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, watch=interrupt_after(6))
+    part = config.output / ".unfinished" / "parts" / f"00000003.{kind}"
+    part.write_bytes(spoil(part.read_bytes()))
+    prepare(config)
+    assert content_of(config.output) == expected
+
+
 def test_what_was_consumed_by_finished_shards_is_not_kept(bench, corpus):
     config = bench.config(corpus)
     with pytest.raises(KeyboardInterrupt):

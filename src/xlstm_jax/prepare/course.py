@@ -37,7 +37,8 @@ class Course:
         self._tasks_under_way = 0
         self.parts = 0
         """Number of tasks of the input, as far as it has been cut."""
-        for name in self._planners:
+        for name, planner in self._planners.items():
+            self._workspace.forget_damaged_parts(name, planner.next_part)
             for marker in self._workspace.finished_shards(name):
                 progress.resumed_bytes += marker["copied"]["input_bytes"]
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from xlstm_jax.dataset.sources.cache import whole_file
@@ -22,7 +23,7 @@ from xlstm_jax.prepare.splits import SplitRule
 from xlstm_jax.prepare.storage import public
 from xlstm_jax.prepare.tasks import cut_into_tasks
 from xlstm_jax.prepare.worker import Job
-from xlstm_jax.prepare.workspace import Workspace, read_json
+from xlstm_jax.prepare.workspace import Workspace, read_json, sync
 
 __all__ = ["ERRORS", "prepare"]
 
@@ -138,7 +139,7 @@ def _write_manifests(head: _Head, parts: int) -> Manifest:
     manifests = {}
     for split in SplitRule(head.job.config.splits, 0).names:
         manifests[split] = _manifest_of_split(head, split, documents[split], found)
-        manifests[split].write(workspace.split_folder(split))
+        _write(manifests[split], workspace.split_folder(split))
     if not head.job.config.splits:
         return manifests[""]
     whole = head.manifest(
@@ -149,8 +150,14 @@ def _write_manifests(head: _Head, parts: int) -> Manifest:
         splits=tuple(manifests),
         **found,
     )
-    whole.write(output)
+    _write(whole, output)
     return whole
+
+
+def _write(manifest: Manifest, folder: Path) -> None:
+    manifest.write(folder)
+    # Afterwards goes what it could be made of anew.
+    sync(folder / MANIFEST)
 
 
 def _manifest_of_split(head: _Head, split: str, documents: int, found: dict[str, Any]) -> Manifest:

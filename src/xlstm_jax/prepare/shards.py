@@ -16,7 +16,7 @@ from xlstm_jax.prepare.array_record_output import ArrayRecordShardWriter
 from xlstm_jax.prepare.plan import Run, ShardPlan
 from xlstm_jax.prepare.token_documents import open_store, read_tokens
 from xlstm_jax.prepare.worker import Done, Job, this_worker
-from xlstm_jax.prepare.workspace import Workspace, write_json
+from xlstm_jax.prepare.workspace import Workspace, sync, write_json
 
 __all__ = ["histogram_of", "write_shard"]
 
@@ -53,6 +53,8 @@ def write_shard(job: Job, plan: ShardPlan) -> Done:
                     copied["input_bytes"] += flat.nbytes
     suffixes = (".array_record", LENGTHS) if job.config.output_format == "array_record" else (".bin", ".idx")
     files = [prefix.with_name(prefix.name + suffix) for suffix in suffixes]
+    for file in files:
+        sync(file)
     shard = Shard(
         name=prefix.name,
         documents=documents,
@@ -62,6 +64,8 @@ def write_shard(job: Job, plan: ShardPlan) -> Done:
     )
     marker = {"shard": asdict(shard), "histogram": dict(histogram), "next": list(plan.next), "copied": copied}
     write_json(workspace.shard_marker(plan.split, plan.number), marker)
+    # What the shard was made of may go now.
+    sync(workspace.shard_marker(plan.split, plan.number))
     return Done(worker=this_worker(), **copied)
 
 

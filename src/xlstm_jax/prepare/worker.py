@@ -121,8 +121,11 @@ def run_task(job: Job, task: Task) -> Done:
         PrepareError: The input is bad and the config says to raise; or the worker is not set up as it must be.
     """
     marker = _refer(task) if job.only_refers_to(task) else _write_part(job, task)
+    workspace = Workspace(job.config.output)
+    files = [file for split in marker["documents"] for file in workspace.part_files(task.number, split)]
+    marker |= {"file_bytes": {file.name: file.stat().st_size for file in files if file.is_file()}}
     marker |= {"first": public(task.pieces[0].path), "last": public(task.pieces[-1].path)}
-    write_json(Workspace(job.config.output).part_marker(task.number), marker)
+    write_json(workspace.part_marker(task.number), marker)
     return Done(
         worker=this_worker(),
         input_bytes=task.size,

@@ -14,6 +14,8 @@ Everything lies in `.unfinished` in the output folder, and every file appears un
 import fcntl
 import itertools
 import json
+import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +26,9 @@ from xlstm_jax.dataset.sources.cache import whole_file
 from xlstm_jax.dataset.sources.manifest import UNFINISHED
 from xlstm_jax.prepare.errors import PrepareError
 
-__all__ = ["Workspace", "read_json", "write_json"]
+__all__ = ["Workspace", "read_json", "sync", "write_json"]
+
+LOGGER = logging.getLogger(__name__)
 
 _SHARDS = ("*.idx", "*.bin", "*.array_record")
 
@@ -45,6 +49,12 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise PrepareError(f"{path} is damaged: {error}. Delete it to make it anew.") from error
+
+
+def sync(path: Path) -> None:
+    """Have a file on the disk: what is not may be empty after a power failure, whatever its name says."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 class Workspace:
@@ -70,6 +80,21 @@ class Workspace:
     def part_marker(self, task: int) -> Path:
         """Says that a task is done, and what it read."""
         return self.folder / "parts" / f"{task:08d}.json"
+
+    def forget_damaged_parts(self, split: str, first: int) -> None:
+        """Forget those parts from `first` on that are not whole: parts are not synced to the disk, for speed."""
+        for marker in sorted((self.folder / "parts").glob("*.json")):
+            if int(marker.stem) >= first and not self._is_whole(marker, split):
+                LOGGER.warning("%s is damaged, and is done again.", marker.stem)
+                marker.unlink()
+
+    def _is_whole(self, marker: Path, split: str) -> bool:
+        try:
+            sizes = json.loads(marker.read_bytes())["file_bytes"]
+        except ValueError:
+            return False
+        files = self.part_files(int(marker.stem), split)
+        return all(file.is_file() and file.stat().st_size == sizes[file.name] for file in files if file.name in sizes)
 
     def shard_marker(self, split: str, shard: int) -> Path:
         """Says that a shard is done."""
