@@ -32,6 +32,14 @@ def test_a_batch_passes_through_jit_scan_and_device_put(batch_class):
     assert int(total) == 66
 
 
+def test_a_batch_can_be_scanned_and_mapped_row_by_row(batch_class):
+    batch = batch_class.from_inputs(np.arange(12).reshape(4, 3))
+    borders = batch.get_document_borders()
+    _, scanned = jax.lax.scan(lambda carry, row: (carry, row.get_document_borders()), 0, batch)
+    np.testing.assert_array_equal(scanned, borders)
+    np.testing.assert_array_equal(jax.vmap(batch_class.get_document_borders)(batch), borders)
+
+
 def test_a_border_is_where_a_segment_begins_and_never_in_padding():
     segments = jnp.array([[1, 1, 2, 2, 0], [1, 2, 3, 0, 0], [0, 0, 0, 0, 0]])
     batch = LLMBatch(*[segments] * 6)
@@ -67,6 +75,13 @@ def test_the_dtype_struct_and_the_sample_have_the_shapes_of_a_batch(batch_class)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), struct) == jax.tree.map(lambda x: (x.shape, x.dtype), sample)
     assert struct.inputs.shape == (4, 7)
     assert struct.inputs.dtype == jnp.int32
+
+
+def test_from_inputs_refuses_what_is_no_token_id():
+    with pytest.raises(TypeError, match="inputs hold float32 values; token ids must be integers"):
+        LLMBatch.from_inputs(np.ones((2, 3)))
+    with pytest.raises(TypeError, match="targets hold bool values"):
+        LLMBatch.from_inputs(np.zeros((2, 3), int), np.zeros((2, 3), bool))
 
 
 def test_from_inputs_refuses_other_shapes():

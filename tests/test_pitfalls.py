@@ -19,7 +19,9 @@ from jax.sharding import Mesh, PartitionSpec
 from loading import FIELDS, Job, Streamed, assert_same, draw, global_batches, make_documents, one_device_mesh
 from xlstm_jax.dataset import (
     LLMBatch,
+    Mixture,
     PositionError,
+    Stage,
     make_grain_llm_dataset,
     make_grain_llm_iterator,
     make_grain_multihost_iterator,
@@ -93,7 +95,9 @@ PITFALLS = {
     "17 a dataset that ends and ends the run, or resets itself or others": [
         f"{HERE}.test_a_dataset_that_ends_starts_anew_in_another_order_and_leaves_the_others_alone"
     ],
-    "18 weights that change when a prefetcher notices": ["test_laws.test_batches_do_not_depend_on_prefetching"],
+    "18 weights that change when a prefetcher notices": [
+        f"{HERE}.test_weights_change_at_their_step_whatever_is_prepared_ahead"
+    ],
     "19 packing across the border of two epochs": [f"{HERE}.test_no_document_stands_twice_in_a_row"],
     "20 datasets that renumber or reshuffle others": [f"{HERE}.test_adding_a_dataset_leaves_the_order_of_others_alone"],
     "21 positions that are step times batch size": [
@@ -300,6 +304,22 @@ def test_a_dataset_that_ends_starts_anew_in_another_order_and_leaves_the_others_
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
     assert len(set(map(tuple, epochs))) > 6
     assert sorted(large) == list(range(1000, 1060))
+
+
+@pytest.mark.parametrize("ahead", [0, 4])
+@pytest.mark.parametrize("kind", [list, Streamed])
+def test_weights_change_at_their_step_whatever_is_prepared_ahead(kind, ahead):
+    stages = [Stage(at=5, weights={"b": 1}), Stage(at=7, weights={"a": 1, "b": 1})]
+    datasets = [
+        make_grain_llm_dataset(0, 1, kind(single_tokens(50, first)), 4, 1, True, 7, name=name)
+        for name, first in (("a", 1), ("b", 1000))
+    ]
+    mixture = Mixture(weights={"a": 1}, stages=stages)
+    with make_grain_multihost_iterator(
+        datasets, [50, 50], one_device_mesh(), 4, 1, worker_count=0, worker_buffer_size=ahead, mixture=mixture
+    ) as loader:
+        from_b = [int((np.asarray(batch.inputs) >= 1000).sum()) for _, batch in zip(range(9), loader, strict=False)]
+    assert from_b == [0] * 5 + [4] * 2 + [2] * 2
 
 
 @pytest.mark.parametrize("kind", [list, Streamed])

@@ -60,9 +60,10 @@ class LLMBatch:
             targets: (rows, length) integers; by default the next token of the row, and none at its end.
 
         Raises:
-            ValueError: The arrays are not 2-D, or differ in shape.
+            TypeError: They hold no integers.
+            ValueError: They are not 2-D, or differ in shape.
         """
-        inputs = jnp.asarray(inputs)
+        inputs = _token_ids("inputs", inputs)
         if inputs.ndim != 2:
             raise ValueError(f"inputs must have the shape (rows, length), got {inputs.shape}.")
         present = jnp.ones(inputs.shape, jnp.int32)
@@ -71,7 +72,7 @@ class LLMBatch:
         if targets is None:
             targets = jnp.pad(inputs[:, 1:], ((0, 0), (0, 1)))
             predicted = present.at[:, -1].set(0)
-        targets = jnp.asarray(targets)
+        targets = _token_ids("targets", targets)
         if targets.shape != inputs.shape:
             raise ValueError(
                 f"inputs have the shape {inputs.shape} and targets {targets.shape}; they must be the same."
@@ -123,6 +124,13 @@ class LLMIndexedBatch(LLMBatch):
 _TOKEN_FIELDS = tuple(field.name for field in dataclasses.fields(LLMBatch))
 ROW_FIELDS = tuple(field.name for field in dataclasses.fields(LLMIndexedBatch))
 """What rows offer to a batch class."""
+
+
+def _token_ids(name: str, tokens: Any) -> jax.Array:
+    array = jnp.asarray(tokens)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} hold {array.dtype} values; token ids must be integers.")
+    return array
 
 
 def batch_fields(batch_class: type[Any]) -> tuple[str, ...]:
