@@ -59,7 +59,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work-dir", type=Path, default=ROOT / ".demo", help="removed at the start")
     parser.add_argument("--files", type=int, help="how many source files to read (default: all)")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=90)
     parser.add_argument("--save-every", type=int, default=10, help="steps between two checkpoints")
     parser.add_argument("--vocab-size", type=int, default=2048)
     parser.add_argument("--batch-size", type=int, default=8)

@@ -19,6 +19,9 @@ from xlstm_jax.dataset import Tokenizer
 
 __all__ = ["Console", "Step", "draw_losses", "show_comparison", "show_epoch", "show_rows"]
 
+SILENCE_S = 10.0
+"""Where there is no terminal with a bar, a line of progress appears this often."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
@@ -75,14 +78,17 @@ class Console:
     def training(self, label: str, steps: int) -> Iterator[Callable[[Step], None]]:
         """Progress of a training process, and its sum at the end; yields a function that takes each step."""
         seen: list[Step] = []
+        said = time.monotonic()
         with self._bars() as bars:
             task = bars.add_task(f"  {label}", total=steps)
 
             def show(step: Step) -> None:
+                nonlocal said
                 seen.append(step)
                 description = f"  {label:<18} loss {step.value:.3f}"
                 bars.update(task, completed=step.step, description=description)
-                if not self._rich.is_terminal and step.step % max(1, steps // 4) == 0:
+                if not self._rich.is_terminal and time.monotonic() - said >= SILENCE_S:
+                    said = time.monotonic()
                     self.line(f"{label:<18} step {step.step:>4} of {steps}, loss {step.value:.3f}")
 
             yield show
