@@ -378,6 +378,28 @@ def test_the_dataset_goes_through_the_worker_processes_of_grain(workers):
     prefetched.close()
 
 
+@pytest.mark.parametrize("kind", [list, Streamed])
+def test_the_workers_of_grain_share_the_rows_without_gap_or_repeat(kind):
+    rows = inputs_of(own_dataset(kind))
+    for workers in (2, 3, 5):
+        parts = []
+        for worker in range(workers):
+            part = own_dataset(kind)
+            part.set_slice(slice(worker, None, workers))
+            grain.experimental.assert_equal_output_after_checkpoint(part)
+            parts.append(inputs_of(part))
+        assert parts == [rows[worker::workers] for worker in range(workers)]
+
+
+def test_a_closed_iterator_says_so():
+    rows = iter(own_dataset())
+    next(rows)
+    rows.close()
+    rows.close()
+    with pytest.raises(ValueError, match="This iterator has been closed; make a new one"):
+        next(rows)
+
+
 def test_the_dataset_goes_through_the_threads_of_grain():
     dataset = own_dataset()
     ahead = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=3)

@@ -69,21 +69,24 @@ class LLMDatasetIterator(grain.DatasetIterator[Row]):
         self._run = run
         self._config = run.datasets[0]
         self._part = part
+        self._ended = False
         self._start(run, run.start(), 0)
 
     def __next__(self) -> Row:
-        self._assert_not_closed()
-        while True:
-            while self._next >= len(self._filled):
-                self._next_batch()
-            row = self._filled[self._next]
-            number = self._passed + self._next
-            self._next += 1
-            if (number - self._part.start) % self._part.step == 0:
-                return self._element(row)
+        if self._ended:
+            raise ValueError("This iterator has been closed; make a new one with iter(dataset).")
+        while self._next >= len(self._own):
+            self._next_batch()
+        self._next += 1
+        return self._element(self._own[self._next - 1])
+
+    def close(self) -> None:
+        """End the iteration; idempotent."""
+        super().close()
+        self._ended = True
 
     def get_state(self) -> dict[str, Any]:
-        """The position before the current batch, how many rows came before it, and the next row in it."""
+        """The position before the current batch, how many rows came before it, and the next of its rows."""
         return {"position": self._progress.position.to_json(), "passed": self._passed, "next": self._next}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -100,7 +103,9 @@ class LLMDatasetIterator(grain.DatasetIterator[Row]):
         self._planner = run.plan_from(position, lanes, {self._config.name: self._config.reader.read})
         self._after: Standing | None = None
         self._passed = passed
-        self._filled: list[int] = []
+        self._rows_in_batch = 0
+        self._own: list[int] = []
+        """Rows of `self._rows` that this iterator yields."""
         self._next = 0
 
     def _next_batch(self) -> None:
@@ -113,9 +118,12 @@ class LLMDatasetIterator(grain.DatasetIterator[Row]):
         config = self._config
         start, stop = host_rows(plan.size, config.host_index, config.host_count)
         runs = cut_rows(plan.runs, start, stop)
+        self._passed += self._rows_in_batch
+        self._rows_in_batch = sum(run.stop - run.start for _, run in runs)
+        if self._part.step > 1:
+            runs = _every_nth_row(runs, self._part.step, first=(self._part.start - self._passed) % self._part.step)
+        self._own = [row for at, run in runs for row in range(at, at + run.stop - run.start)]
         self._rows = assemble(runs, stop - start, [config.source], [config.row_format])
-        self._passed += len(self._filled)
-        self._filled = [row for at, run in runs for row in range(at, at + run.stop - run.start)]
         self._next = 0
 
     def _element(self, row: int) -> Row:
@@ -124,6 +132,16 @@ class LLMDatasetIterator(grain.DatasetIterator[Row]):
             return arrays
         length = int(np.count_nonzero(arrays["inputs_segmentation"]))
         return {field: array[:length] if array.ndim else array for field, array in arrays.items()}
+
+
+def _every_nth_row(runs: list[PlacedRun], step: int, first: int) -> list[PlacedRun]:
+    """Every `step`-th row of these, from row `first` on; each stays where it is."""
+    single = [
+        PlacedRun(at + row - run.start, run._replace(start=row, stop=row + 1))
+        for at, run in runs
+        for row in range(run.start, run.stop)
+    ]
+    return single[first::step]
 
 
 def host_rows(size: int, host_index: int, host_count: int) -> tuple[int, int]:
