@@ -492,10 +492,16 @@ def test_datasets_are_mixed_by_their_weights():
         assert np.bincount(drawn(loader, 50)).tolist() == [0, 30, 20]
 
 
-def test_foreign_datasets_are_mixed_by_their_weights_too():
+@pytest.mark.parametrize(
+    ("weights", "counts"),
+    [([3, 1], [750, 250]), ([1, 0], [1000]), ([1 / 3, 1], [250, 750])],
+)
+def test_foreign_datasets_are_mixed_by_their_weights_too(weights, counts):
     datasets = [make_dataset([[n]], length=1, num_epochs=None).map(dict) for n in (1, 2)]
-    with make_grain_multihost_iterator(datasets, [1, 1], one_device_mesh(), 2, 1, [3, 1], worker_count=0) as loader:
-        assert np.bincount(drawn(loader, 40)).tolist() == [0, 30, 10]
+    lengths = [100_000, 100_000]
+    with make_grain_multihost_iterator(datasets, lengths, one_device_mesh(), 10, 1, weights, worker_count=0) as loader:
+        batches = [np.asarray(batch.inputs).ravel() for _, batch in zip(range(100), loader, strict=False)]
+    assert np.bincount(np.concatenate(batches)).tolist() == [0, *counts]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 Anything that Grain can build may be loaded: its rows are stacked to batches and delivered as global arrays like our
 own. Order, mixing and state are then Grain's: each host reads what its own dataset yields, a position fits the same
-number of hosts (and of workers), hosts end when their own data ends, and Grain's mixing is per element, with weights
-rounded as Grain rounds them.
+number of hosts (and of workers), hosts end when their own data ends, and Grain mixes element by element, with weights
+rounded to a hundredth of the smallest, and ends with the first dataset that ends.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,7 +49,7 @@ class ForeignFeed:
         drop_remainder: bool,
         worker_count: int,
     ) -> None:
-        mixed = datasets[0] if len(datasets) == 1 else grain.IterDataset.mix(list(datasets), list(weights))
+        mixed = _mix(datasets, weights)
         if worker_count:
             if not flags.FLAGS.is_parsed():
                 # Grain reads its options through absl, which refuses to be read before it has parsed a command line.
@@ -158,6 +158,14 @@ class ForeignFeed:
             raise TypeError(f"The field {field!r} holds {stacked.dtype} values; batches hold integers.")
         padding = [(0, wanted - len(rows))] + [(0, 0)] * (stacked.ndim - 1)
         return np.pad(stacked, padding).astype(np.int32, copy=False)
+
+
+def _mix(datasets: Sequence[grain.IterDataset[Any]], weights: Sequence[float]) -> grain.IterDataset[Any]:
+    """Grain's mixture, which refuses weights of 0."""
+    drawn = [(dataset, weight) for dataset, weight in zip(datasets, weights, strict=True) if weight]
+    if len(drawn) == 1:
+        return drawn[0][0]
+    return grain.IterDataset.mix([dataset for dataset, _ in drawn], [weight for _, weight in drawn])
 
 
 def _identity(batch: HostBatch) -> HostBatch:

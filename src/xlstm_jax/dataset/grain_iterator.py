@@ -205,8 +205,8 @@ def make_grain_multihost_iterator(
     number of hosts (for one `num_shards`), exact and elastic resume, exact shares, the same number of batches on all
     hosts. If one of the datasets is any other `grain.IterDataset`, also one that a Grain transform made of ours, all
     are mixed, iterated and resumed by Grain, with Grain's guarantees: a position fits the same hosts and workers only,
-    hosts whose data is uneven end at different steps, weights are whole numbers or rounded as Grain rounds them, and
-    the shortest dataset ends the mixture. See `xlstm_jax.dataset.foreign`.
+    hosts whose data is uneven end at different steps, weights are rounded to a hundredth of the smallest, and the
+    dataset that ends first ends the mixture. See `xlstm_jax.dataset.foreign`.
 
     Args:
         grain_datasets: A list of datasets; several are mixed by weight.
