@@ -151,10 +151,6 @@ class DocumentSource(ABC):
         """Token that ends each document, where whoever wrote the data says so."""
         return None
 
-    def describe(self, document: int) -> str:
-        """For people: where a document lies."""
-        return f"document {document} of {self!r}"
-
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that tell what the source holds, wherever it lies."""

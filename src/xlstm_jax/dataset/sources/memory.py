@@ -58,6 +58,9 @@ class MemorySource(TokenSource):
         documents = checked_documents(documents, len(self))
         return [TokenBlock(self._tokens, np.arange(len(documents)), self._begins[documents])]
 
+    def __repr__(self) -> str:
+        return f"MemorySource({len(self)} documents of {len(self._tokens)} {self._tokens.dtype} tokens)"
+
     def __reduce__(self) -> tuple[Callable[..., "MemorySource"], tuple[Any, ...]]:
         return _from_flat, (self._tokens, self._lengths)
 

@@ -88,7 +88,7 @@ def open_source(
     source: DocumentSource
     match kinds[0]:
         case "token_store":
-            source = TokenStore(files, eod_token_id=eod_token_id)
+            source = TokenStore(files, max_skipped=max_skipped, eod_token_id=eod_token_id)
         case "array_record":
             source = ArrayRecordSource(files, dtype=dtype, max_skipped=max_skipped, eod_token_id=eod_token_id)
         case "parquet":

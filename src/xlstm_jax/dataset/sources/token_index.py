@@ -87,12 +87,13 @@ def unaligned(column: NDArray[np.uint16]) -> NDArray[Any]:
     return column.view(f"<i{2 * column.shape[1]}")[:, 0]
 
 
-def read_index(path: Path, data_bytes: int) -> TokenIndex:
+def read_index(path: Path, data_bytes: int, *, may_be_short: bool = False) -> TokenIndex:
     """Read and check an index: one pass over it, in memory that does not grow with it.
 
     Args:
         path: The `.idx`.
         data_bytes: Size of its `.bin`.
+        may_be_short: Whether the `.bin` may lack its end.
 
     Raises:
         ValueError: It is no index, is truncated, or does not fit the `.bin`; the message gives both sizes.
@@ -100,7 +101,7 @@ def read_index(path: Path, data_bytes: int) -> TokenIndex:
     dtype, sequences, boundaries = _read_header(path)
     mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))[HEADER.size :].view("<u2")
     index = _Columns(path, dtype, sequences, boundaries)
-    tokens, empty, longest = index.check_sizes(data_bytes)
+    tokens, empty, longest = index.check_sizes(data_bytes, may_be_short=may_be_short)
     own = index.check_boundaries()
     if not own:
         index.check_pointers()
@@ -166,7 +167,7 @@ class _Columns:
     def _sizes(self) -> Iterator[tuple[int, NDArray[np.int32]]]:
         return self._read(HEADER.size, self.sequences, "<i4")
 
-    def check_sizes(self, data_bytes: int) -> tuple[int, int, int]:
+    def check_sizes(self, data_bytes: int, *, may_be_short: bool) -> tuple[int, int, int]:
         """All tokens, empty sequences, and tokens of the longest sequence."""
         tokens = empty = longest = 0
         for at, sizes in self._sizes():
@@ -177,7 +178,7 @@ class _Columns:
             empty += len(sizes) - int(np.count_nonzero(sizes))
             longest = max(longest, int(sizes.max()))
         expected = tokens * self.dtype.itemsize
-        if data_bytes != expected:
+        if data_bytes > expected or (data_bytes < expected and not may_be_short):
             raise ValueError(
                 f"{self.path.with_suffix('.bin')} has {data_bytes} bytes, and its index counts {tokens} "
                 f"{self.dtype.name} tokens, which take {expected}; one of the two is truncated or belongs to another "

@@ -1,6 +1,6 @@
 """Token stores: documents in a flat file of tokens, with an index beside it, read through memory maps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from xlstm_jax.dataset.sources.base import (
 )
 from xlstm_jax.dataset.sources.files import FileDocuments, PathLike, as_paths
 from xlstm_jax.dataset.sources.manifest import is_unfinished
+from xlstm_jax.dataset.sources.records import RecordError, Skipping
 from xlstm_jax.dataset.sources.token_index import gather, read_index, unaligned
 
 __all__ = ["TokenStore", "store_files"]
 
 _INT32_BYTES = 4
+_DOCUMENTS_PER_LOOK = 1 << 18
 
 
 class TokenStore(TokenSource):
@@ -39,6 +41,8 @@ class TokenStore(TokenSource):
     Args:
         path: A prefix, its `.idx` or `.bin`, or a folder whose stores are the shards, in the order of their names; or
             several of these, in the order given.
+        max_skipped: How many documents may be left out because a `.bin` lacks its end; they have length 0, and are
+            logged and counted (`skipped`).
         eod_token_id: Token that ends each document, if that is known.
 
     Raises:
@@ -47,11 +51,17 @@ class TokenStore(TokenSource):
             finished; the message gives what was found.
     """
 
-    def __init__(self, path: PathLike | Sequence[PathLike], *, eod_token_id: int | None = None) -> None:
+    def __init__(
+        self, path: PathLike | Sequence[PathLike], *, max_skipped: int = 0, eod_token_id: int | None = None
+    ) -> None:
         self._eod_token_id = eod_token_id
+        self._skipping = Skipping(max_skipped)
         self._files = [files for given in as_paths(path) for files in store_files(given)]
-        self._shards = [_Shard(index, data) for index, data in self._files]
+        self._shards = [_Shard(index, data, may_be_short=max_skipped > 0) for index, data in self._files]
         self._documents = FileDocuments([shard.documents for shard in self._shards])
+        for number, shard in enumerate(self._shards):
+            for place, error in shard.cut_off():
+                self._skipping.skip(self._documents.bounds(number)[0] + place, error)
 
     @cached_property
     def lengths(self) -> NDArray[Any]:
@@ -64,6 +74,11 @@ class TokenStore(TokenSource):
     def eod_token_id(self) -> int | None:
         """Token that ends each document, as it was given."""
         return self._eod_token_id
+
+    @property
+    def skipped(self) -> int:
+        """How many documents are left out, since their tokens are not there."""
+        return len(self._skipping)
 
     def describe(self, document: int) -> str:
         """For people: which document of which file this is."""
@@ -99,14 +114,14 @@ class TokenStore(TokenSource):
         return [self._shards[shard].fetch(which, local) for shard, which, local in self._documents.split(documents)]
 
     def __reduce__(self) -> tuple[Callable[..., "TokenStore"], tuple[Any, ...]]:
-        return _again, ([index for index, _ in self._files], self._eod_token_id)
+        return _again, ([index for index, _ in self._files], self._skipping.allowed, self._eod_token_id)
 
     def __repr__(self) -> str:
         return f"TokenStore({len(self)} documents, {len(self._files)} shards from {self._files[0][0]})"
 
 
-def _again(files: list[Path], eod_token_id: int | None) -> TokenStore:
-    return TokenStore(files, eod_token_id=eod_token_id)
+def _again(files: list[Path], max_skipped: int, eod_token_id: int | None) -> TokenStore:
+    return TokenStore(files, max_skipped=max_skipped, eod_token_id=eod_token_id)
 
 
 def store_files(path: Path) -> list[tuple[Path, Path]]:
@@ -138,13 +153,15 @@ def store_files(path: Path) -> list[tuple[Path, Path]]:
 class _Shard:
     """One index and its data."""
 
-    def __init__(self, index_path: Path, data_path: Path) -> None:
+    def __init__(self, index_path: Path, data_path: Path, *, may_be_short: bool) -> None:
         data_bytes = data_path.stat().st_size
         self._path = index_path
-        self._index = read_index(index_path, data_bytes)
+        self._index = read_index(index_path, data_bytes, may_be_short=may_be_short)
         dtype = self._index.dtype
+        tokens = data_bytes // dtype.itemsize
+        self._short = tokens < self._index.tokens
         # An empty file cannot be mapped. The plain array is faster to slice than np.memmap and keeps the map alive.
-        mapped = np.memmap(data_path, dtype=dtype, mode="r") if data_bytes else np.zeros(0, dtype)
+        mapped = np.memmap(data_path, dtype=dtype, mode="r", shape=(tokens,)) if tokens else np.zeros(0, dtype)
         self._tokens = read_only(np.asarray(mapped))
         self.in_place = dtype.itemsize <= _INT32_BYTES and dtype != np.uint32
 
@@ -155,18 +172,38 @@ class _Shard:
 
     @property
     def lengths(self) -> NDArray[Any]:
-        if self._index.first_sequence is None:
+        if self._index.first_sequence is None and not self._short:
             return read_only(unaligned(self._index.sizes))
         return read_only(self.lengths_of(np.arange(self.documents)))
 
     @property
     def length_summary(self) -> LengthSummary:
         index = self._index
-        if index.first_sequence is None:
+        if index.first_sequence is None and not self._short:
             return LengthSummary(len(index.sizes), index.tokens, index.empty, index.longest)
         return LengthSummary.of_chunks(length_chunks(self.documents, self.lengths_of))
 
     def lengths_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        lengths = self._indexed_lengths(documents)
+        return np.where(self._lacks(documents, lengths), 0, lengths) if self._short else lengths
+
+    def _lacks(self, documents: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these documents have tokens beyond the end of the data."""
+        itemsize = self._tokens.dtype.itemsize
+        lacking: NDArray[np.bool_] = self._places(documents) + lengths * itemsize > self._tokens.nbytes
+        return lacking
+
+    def cut_off(self) -> Iterator[tuple[int, RecordError]]:
+        """The documents that have tokens beyond the end of the data, and what is to be said of each."""
+        if not self._short:
+            return
+        for at in range(0, self.documents, _DOCUMENTS_PER_LOOK):
+            documents = np.arange(at, min(at + _DOCUMENTS_PER_LOOK, self.documents))
+            for document in documents[self._lacks(documents, self._indexed_lengths(documents))].tolist():
+                data = self._path.with_suffix(".bin")
+                yield document, RecordError(f"Document {document} of {self._path} lies beyond the end of {data}.")
+
+    def _indexed_lengths(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         first = self._index.first_sequence
         if first is None:
             return gather(self._index.sizes, documents).astype(np.int64)
@@ -186,15 +223,21 @@ class _Shard:
             return np.zeros(len(sequences), dtype=np.int64)
         behind = sequences == len(pointers)
         found = gather(pointers, np.where(behind, 0, sequences))
-        found[behind] = self._tokens.nbytes
+        found[behind] = self._index.tokens * self._tokens.dtype.itemsize
         return found
+
+    def _places(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Place in bytes of each document's first token."""
+        first = self._index.first_sequence
+        return self._pointers(documents if first is None else gather(first, documents))
 
     def _begins(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """Place of each document's first token, checked: what reads there afterwards does not look at bounds."""
-        first = self._index.first_sequence
-        pointers = self._pointers(documents if first is None else gather(first, documents))
+        pointers = self._places(documents)
         begin = pointers // self._tokens.dtype.itemsize
         lengths = self.lengths_of(documents)
+        if self._short:
+            begin[lengths == 0] = 0
         wrong = (begin < 0) | (begin + lengths > len(self._tokens)) | (pointers % self._tokens.dtype.itemsize != 0)
         if wrong.any():
             place = int(np.argmax(wrong))
