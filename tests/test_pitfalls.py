@@ -37,7 +37,7 @@ PITFALLS = {
         "test_processes_planned.test_processes_hold_the_batches_of_one_process_on_any_mesh",
     ],
     "2 hosts that emit unequal numbers of rows": [
-        "test_laws.test_all_hosts_yield_the_same_number_of_batches_of_the_same_shapes",
+        "test_laws.test_all_hosts_yield_the_same_number_of_batches_of_the_same_shapes_and_together_those_of_one",
         "test_processes_streamed.test_all_processes_end_at_the_same_step_with_the_batches_of_one_process",
     ],
     "3 seeds that are added up": [
@@ -106,7 +106,7 @@ PITFALLS = {
     "22 ramp-up whose state is not saved": ["test_laws.test_a_resumed_run_goes_on_as_if_it_had_not_stopped"],
     "23 a last batch that differs between hosts": [
         f"{HERE}.test_the_last_batch_has_the_shape_of_all_others_and_no_document_twice",
-        "test_laws.test_all_hosts_yield_the_same_number_of_batches_of_the_same_shapes",
+        "test_laws.test_all_hosts_yield_the_same_number_of_batches_of_the_same_shapes_and_together_those_of_one",
     ],
     "24 evaluation that depends on training, or differs in two passes": [
         f"{HERE}.test_every_pass_of_evaluation_is_the_same_whatever_training_does"
