@@ -4,7 +4,9 @@ import inspect
 import json
 import logging
 import os
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import grain
@@ -551,9 +553,25 @@ class NoteProcess(grain.transforms.Map):
         return np.full_like(element, os.getpid())
 
 
-def test_operations_run_in_so_many_worker_processes():
-    documents = [np.zeros(1, int)] * 64
-    with make_loader(documents, length=1, batch=32, operations=[NoteProcess()], worker_count=2) as loader:
+@dataclass(frozen=True)
+class MeetOtherProcess(grain.transforms.Map):
+    """Goes on once two processes have been here."""
+
+    folder: str
+
+    def map(self, element):
+        (Path(self.folder) / str(os.getpid())).touch()
+        give_up = time.monotonic() + 60
+        while len(list(Path(self.folder).iterdir())) < 2:
+            assert time.monotonic() < give_up, "no other process came"
+            time.sleep(0.01)
+        return np.full_like(element, os.getpid())
+
+
+def test_operations_run_in_so_many_worker_processes(tmp_path):
+    documents = [np.zeros(1, int)] * 1024
+    operations = [MeetOtherProcess(str(tmp_path))]
+    with make_loader(documents, length=1, batch=64, operations=operations, worker_count=2) as loader:
         processes = set(flat(tokens_of(loader)))
     assert len(processes) == 2
     assert os.getpid() not in processes

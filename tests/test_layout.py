@@ -28,7 +28,7 @@ LAYERS = [
     "dataset.sources.opening dataset.sources",
     "dataset.tokenizer dataset.transforms",
     "dataset.config_file dataset.schedule dataset.ramp_up dataset.row_lengths dataset.timeline",
-    "dataset.packing dataset.windows dataset.mixing dataset.mixture dataset.lanes dataset.places",
+    "dataset.packing dataset.lengths dataset.windows dataset.mixing dataset.mixture dataset.lanes dataset.places",
     "dataset.assembly dataset.config dataset.position dataset.epochs dataset.run dataset.resume dataset.progress",
     "dataset.passes",
     "dataset.batch dataset.grain_dataset dataset.global_arrays dataset.workers dataset.prefetch",

@@ -3,19 +3,19 @@
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xlstm_jax.dataset.arguments import flag, integer, one_of
 from xlstm_jax.dataset.assembly import RowFormat, Shift
+from xlstm_jax.dataset.lengths import check_lengths, find_lengths
 from xlstm_jax.dataset.order import Order
 from xlstm_jax.dataset.packing import LongDocuments, Packing, Rule, default_rows
-from xlstm_jax.dataset.sources import MemorySource, fingerprint_of, is_planned, length_chunks
+from xlstm_jax.dataset.sources import MemorySource, fingerprint_of, is_planned
 from xlstm_jax.dataset.sources.fingerprint import fingerprint_elements
 from xlstm_jax.dataset.transforms import DocumentReader, check_operations
 
@@ -78,7 +78,7 @@ class DatasetConfig:
         _ = self.order  # It refuses what cannot be shuffled.
         self._compare_end_tokens()
         if self.planned:
-            self._check_lengths()
+            check_lengths(self.source, self.name, self.row_length, self.long_documents)
         elif not self.operations:
             # What lacks an operation shows at the first document.
             self.reader.read(0, np.zeros(1, dtype=np.int64))
@@ -158,7 +158,7 @@ class DatasetConfig:
         """
         if self.apply_padding or not self.planned:
             return
-        short = self._find_lengths(lambda lengths: lengths % self.row_length != 0)
+        short = find_lengths(self.source, lambda lengths: lengths % self.row_length != 0)
         if short:
             raise ValueError(
                 f"apply_padding=False, and {short.documents} documents of dataset {self.name!r} do not fill rows of "
@@ -183,70 +183,6 @@ class DatasetConfig:
                     type(named).__name__,
                     said,
                 )
-
-    def _check_lengths(self) -> None:
-        known = self.source.length_summary
-        if known.documents != len(self.source):
-            raise ValueError(
-                f"Dataset {self.name!r} has {len(self.source)} documents and {known.documents} lengths; "
-                "its source is damaged: write it again."
-            )
-        if known.empty == known.documents:
-            raise ValueError(f"Dataset {self.name!r} holds {known.empty} documents, and all of them are empty.")
-        if known.empty:
-            LOGGER.warning(
-                "Dataset %r: %d of %d documents are empty; skipped.", self.name, known.empty, len(self.source)
-            )
-        if self.long_documents != "split" and known.longest > self.row_length:
-            self._check_long_documents(known.empty)
-
-    def _check_long_documents(self, empty: int) -> None:
-        long = self._find_lengths(lambda lengths: lengths > self.row_length)
-        assert long is not None, "the summary knows of a long document"
-        if self.long_documents == "error":
-            raise ValueError(
-                f"Dataset {self.name!r} holds {long.documents} documents longer than "
-                f"max_target_length={self.row_length} (the first is document {long.first} with {long.first_length} "
-                "tokens); "
-                'pass long_documents="split", "truncate" or "drop".'
-            )
-        if self.long_documents == "drop" and long.documents + empty == len(self.source):
-            raise ValueError(
-                f"Every document of dataset {self.name!r} is longer than max_target_length={self.row_length} and "
-                'would be dropped; pass long_documents="split" or a larger max_target_length.'
-            )
-        LOGGER.warning(
-            "Dataset %r: %d of %d documents are longer than %d; long_documents=%r leaves out %d tokens an epoch.",
-            self.name,
-            long.documents,
-            len(self.source),
-            self.row_length,
-            self.long_documents,
-            long.tokens - (long.documents * self.row_length if self.long_documents == "truncate" else 0),
-        )
-
-    def _find_lengths(self, wanted: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> "_Found | None":
-        """The documents whose lengths are wanted; a pass over all lengths, part by part."""
-        at, found = 0, None
-        for lengths in length_chunks(len(self.source), self.source.lengths_of):
-            here = wanted(lengths)
-            count, tokens = int(np.count_nonzero(here)), int(lengths[here].sum())
-            if count and found is None:
-                first = int(np.argmax(here))
-                found = _Found(count, tokens, at + first, int(lengths[first]))
-            elif found is not None:
-                found = found._replace(documents=found.documents + count, tokens=found.tokens + tokens)
-            at += len(lengths)
-        return found
-
-
-class _Found(NamedTuple):
-    """Documents of some lengths."""
-
-    documents: int
-    tokens: int
-    first: int
-    first_length: int
 
 
 _INTEGERS: Mapping[str, tuple[str, int | None, int | None]] = {

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from xlstm_jax.dataset.order import keyed_hash
 from xlstm_jax.dataset.sources.base import TOKEN_FIELDS
 
-__all__ = ["DocumentReader", "Documents", "check_operations"]
+__all__ = ["DocumentReader", "Documents", "EmptyCount", "check_operations"]
 
 LOGGER = logging.getLogger(__name__)
 

@@ -1,0 +1,88 @@
+"""What the lengths of planned data tell before a token is read: what is empty, and what is too long for a row."""
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xlstm_jax.dataset.packing import LongDocuments
+from xlstm_jax.dataset.sources import PlannedSource, length_chunks
+
+__all__ = ["FoundLengths", "check_lengths", "find_lengths"]
+
+LOGGER = logging.getLogger(__name__)
+
+
+class FoundLengths(NamedTuple):
+    """Documents whose lengths were looked for."""
+
+    documents: int
+    tokens: int
+    first: int
+    """Place of the first of them in the source."""
+    first_length: int
+
+
+def find_lengths(
+    source: PlannedSource, wanted: Callable[[NDArray[np.int64]], NDArray[np.bool_]]
+) -> FoundLengths | None:
+    """The documents whose lengths are wanted, or None; a pass over all lengths, part by part."""
+    at, found = 0, None
+    for lengths in length_chunks(len(source), source.lengths_of):
+        here = wanted(lengths)
+        count, tokens = int(np.count_nonzero(here)), int(lengths[here].sum())
+        if count and found is None:
+            first = int(np.argmax(here))
+            found = FoundLengths(count, tokens, at + first, int(lengths[first]))
+        elif found is not None:
+            found = found._replace(documents=found.documents + count, tokens=found.tokens + tokens)
+        at += len(lengths)
+    return found
+
+
+def check_lengths(source: PlannedSource, name: str, row_length: int, long_documents: LongDocuments) -> None:
+    """Refuse a dataset that has no row to give, and say what is left out of it.
+
+    Raises:
+        ValueError: All documents are empty or would be dropped, one is too long where that is an error, or the source
+            is damaged.
+    """
+    known = source.length_summary
+    if known.documents != len(source):
+        raise ValueError(
+            f"Dataset {name!r} has {len(source)} documents and {known.documents} lengths; "
+            "its source is damaged: write it again."
+        )
+    if known.empty == known.documents:
+        raise ValueError(f"Dataset {name!r} holds {known.empty} documents, and all of them are empty.")
+    if known.empty:
+        LOGGER.warning("Dataset %r: %d of %d documents are empty; skipped.", name, known.empty, len(source))
+    if long_documents != "split" and known.longest > row_length:
+        _check_long(source, name, row_length, long_documents)
+
+
+def _check_long(source: PlannedSource, name: str, row_length: int, long_documents: LongDocuments) -> None:
+    long = find_lengths(source, lambda lengths: lengths > row_length)
+    assert long is not None, "the summary knows of a long document"
+    if long_documents == "error":
+        raise ValueError(
+            f"Dataset {name!r} holds {long.documents} documents longer than max_target_length={row_length} (the first "
+            f"is document {long.first} with {long.first_length} tokens); "
+            'pass long_documents="split", "truncate" or "drop".'
+        )
+    if long_documents == "drop" and long.documents + source.length_summary.empty == len(source):
+        raise ValueError(
+            f"Every document of dataset {name!r} is longer than max_target_length={row_length} and would be dropped; "
+            'pass long_documents="split" or a larger max_target_length.'
+        )
+    LOGGER.warning(
+        "Dataset %r: %d of %d documents are longer than %d; long_documents=%r leaves out %d tokens an epoch.",
+        name,
+        long.documents,
+        len(source),
+        row_length,
+        long_documents,
+        long.tokens - (long.documents * row_length if long_documents == "truncate" else 0),
+    )
