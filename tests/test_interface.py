@@ -688,3 +688,12 @@ def test_the_combined_function_does_what_both_do(host):
         for left, right in zip(both, combined, strict=True):
             jax.tree.map(np.testing.assert_array_equal, left, right)
         assert both.get_state() == combined.get_state()
+
+
+def test_datasets_and_loaders_show_what_they_are():
+    dataset = make_dataset(grain_packing=True, packing="first_fit", name="web")
+    assert repr(dataset) == "LLMDataset('web', documents=5, max_target_length=4, packing='first_fit', planned)"
+    with make_loader(Streamed(DOCUMENTS), hosts=2, host=1, name="web") as loader:
+        shown = repr(loader)
+    for part in ("'web'", "num_shards=2", "batch_class=LLMBatch", "mesh={'data': 1}", "host 1 of 2"):
+        assert part in shown
