@@ -89,27 +89,28 @@ class ParquetSource(RecordSource):
 
     def _read_part(self, part: int, places: NDArray[np.int64]) -> list[Any]:
         group = self._group(part)
-        if isinstance(group, RecordError):
-            return [group if n == 0 else self._damaged(part, place, group) for n, place in enumerate(places.tolist())]
+        if isinstance(group, str):
+            return [self._damaged(part, place, group) for place in places.tolist()]
         return group.take(places, lambda place: self._where(part, place))
 
-    def _damaged(self, part: int, place: int, error: RecordError) -> RecordError:
-        return RecordError(f"{self._where(part, place)} is damaged: {error.__cause__}.")
+    def _damaged(self, part: int, place: int, problem: str) -> RecordError:
+        first, last = self._documents.bounds(part)
+        rows = f"rows {self._groups[part].first} to {self._groups[part].first + last - first - 1}"
+        return RecordError(f"{self._where(part, place)} is damaged, as is its whole row group, {rows}: {problem}.")
 
-    def _group(self, part: int) -> "_Tokens | _Rows | RecordError":
+    def _group(self, part: int) -> "_Tokens | _Rows | str":
+        """A row group, or what is wrong with it."""
         kept: _Tokens | _Rows | None = self._decoded.get(part)
         if kept is not None:
             return kept
         file, number, _ = self._groups[part]
-        try:
-            with self._opened.use(file) as opened:
+        with self._opened.use(file) as opened:
+            try:
                 table = opened.read_row_group(number, columns=self._columns.names)
-        except OSError as error:
-            if error.errno is not None:
-                raise OSError(error.errno, f"{self._files[file]} could not be read: {error}") from error
-            bad = RecordError(f"{self._where(part, 0)}, with its whole row group, is damaged: {error}.")
-            bad.__cause__ = error
-            return bad
+            except (OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise OSError(error.errno, f"{self._files[file]} could not be read: {error}") from error
+                return str(error)
         decoded: _Tokens | _Rows
         if self._columns.holds_tokens:
             column = table.column(0).combine_chunks()

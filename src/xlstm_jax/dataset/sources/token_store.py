@@ -190,8 +190,8 @@ class _Shard:
     def _lacks(self, documents: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these documents have tokens beyond the end of the data."""
         itemsize = self._tokens.dtype.itemsize
-        lacking: NDArray[np.bool_] = self._places(documents) + lengths * itemsize > self._tokens.nbytes
-        return lacking
+        beyond = self._places(documents) + lengths * itemsize > self._tokens.nbytes
+        return beyond & (lengths > 0)
 
     def cut_off(self) -> Iterator[tuple[int, RecordError]]:
         """The documents that have tokens beyond the end of the data, and what is to be said of each."""
