@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlstm_jax.prepare.duplicates import mark_first
-from xlstm_jax.prepare.engines import Work, Worklist, marker_of
 from xlstm_jax.prepare.plan import ShardPlan, ShardPlanner
 from xlstm_jax.prepare.progress import Progress
 from xlstm_jax.prepare.splits import SplitRule
 from xlstm_jax.prepare.tasks import Task
+from xlstm_jax.prepare.work import Work, Worklist, marker_of
 from xlstm_jax.prepare.worker import Done, Job, run_task
 from xlstm_jax.prepare.workspace import Workspace, read_json
 

@@ -8,43 +8,21 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from xlstm_jax.prepare.errors import PrepareError
-from xlstm_jax.prepare.plan import ShardPlan
-from xlstm_jax.prepare.shards import write_shard
-from xlstm_jax.prepare.tasks import Task
-from xlstm_jax.prepare.worker import Done, Job, run_task
-from xlstm_jax.prepare.workspace import Workspace
+from xlstm_jax.prepare.ray_engine import run_on_ray
+from xlstm_jax.prepare.work import Results, Work, Worklist, perform, under_way
+from xlstm_jax.prepare.worker import Done, Job
 
-__all__ = ["Results", "Work", "Worklist", "marker_of", "perform", "run", "under_way"]
+__all__ = ["run"]
 
 LOGGER = logging.getLogger(__name__)
 
-Work = Task | ShardPlan
-Worklist = Iterator[Work | None]
-"""Gives None where the next piece of work depends on what is under way."""
-Results = Generator[tuple[Work, Done], None, None]
-
 _job: Job | None = None
 """In a worker process: what it works on."""
-
-
-def perform(job: Job, work: Work) -> Done:
-    """Do a piece of work; its files are there afterwards."""
-    return run_task(job, work) if isinstance(work, Task) else write_shard(job, work)
-
-
-def marker_of(job: Job, work: Work) -> Path:
-    """The file that says that a piece of work is done; the last of its files."""
-    workspace = Workspace(job.config.output)
-    if isinstance(work, Task):
-        return workspace.part_marker(work.number)
-    return workspace.shard_marker(work.split, work.number)
 
 
 def run(job: Job, worklist: Worklist) -> Results:
@@ -59,15 +37,8 @@ def run(job: Job, worklist: Worklist) -> Results:
     if job.config.workers == 0:
         return ((work, perform(job, work)) for work in worklist if work is not None)
     if job.config.engine == "ray":
-        from xlstm_jax.prepare.ray_engine import run_on_ray  # noqa: PLC0415 - optional
-
         return run_on_ray(job, worklist)
     return _run_in_processes(job, worklist, job.config.workers or os.cpu_count() or 1)
-
-
-def under_way(workers: int) -> int:
-    """Pieces of work that are handed out at a time: each worker has its next one at hand."""
-    return 2 * workers
 
 
 def _run_in_processes(job: Job, worklist: Worklist, workers: int) -> Results:

@@ -4,8 +4,8 @@ import os
 from typing import Any
 
 from xlstm_jax.dataset.sources.extras import require
-from xlstm_jax.prepare.engines import Results, Work, Worklist, marker_of, perform, under_way
 from xlstm_jax.prepare.errors import PrepareError
+from xlstm_jax.prepare.work import Results, Work, Worklist, marker_of, perform, under_way
 from xlstm_jax.prepare.worker import Done, Job
 
 __all__ = ["run_on_ray"]
