@@ -73,7 +73,9 @@ def open_source(
     if _is_in_memory(path):
         _refuse("documents in memory", column=column, dtype=dtype, max_skipped=max_skipped or None)
         return MemorySource(cast("Sequence[Any]", path))
-    found = [_look(given) for given in as_paths(path)]
+    paths = as_paths(path)
+    # A token store of which both files are named is one store.
+    found = [_look(given) for given in paths if given.suffix != ".bin" or given.with_suffix(".idx") not in paths]
     kinds = sorted({each.kind for each in found})
     if len(kinds) > 1:
         raise ValueError(f"One source is of one kind, and these are {' and '.join(kinds)}; open them one by one.")
