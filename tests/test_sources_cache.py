@@ -1,4 +1,4 @@
-"""What is found out about files in one pass is kept beside them, or in the cache folder, and made anew as it must be."""
+"""What one pass over files finds out is kept beside them, or in the cache folder, and made anew where it must be."""
 
 import gzip
 import logging
