@@ -3,10 +3,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # A Python that was named is meant; the default takes whatever .venv there is.
+INTEROP_PIP := .venv-interop/bin/python -m pip install --quiet --disable-pip-version-check
 NAMED := $(if $(filter file,$(origin PYTHON)),,--same-python)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench soak wheel clean environment-demo environment-dev
+.PHONY: help demo test test-interop lint format bench soak wheel clean environment-demo environment-dev
 
 help: ## show this list
 	@echo "make TARGET [PYTHON=python3.12], where TARGET is one of"
@@ -17,6 +18,9 @@ demo: environment-demo ## train on real text, kill, resume, compare: under five 
 
 test: environment-dev ## all tests
 	$(BIN)/python -m pytest
+
+test-interop: .venv-interop/complete ## stores written here open in Megatron's own code, and its stores here
+	.venv-interop/bin/python tools/check_megatron.py
 
 lint: environment-dev ## style and types
 	$(BIN)/ruff check .
@@ -37,7 +41,15 @@ wheel: environment-dev ## build the wheel, and load a batch with it in an enviro
 	$(BIN)/python tools/check_wheel.py
 
 clean: ## remove all that these targets have made
-	rm -rf .venv .venv.lock .venv.log .demo .bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-interop .venv.lock .venv.log .demo .bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# PyTorch's CPU build where the package index offers it: the other one takes gigabytes.
+.venv-interop/complete: pyproject.toml
+	$(PYTHON) -m venv .venv-interop
+	$(INTEROP_PIP) --editable '.[tokenizers]'
+	$(INTEROP_PIP) 'torch==2.13.0+cpu' || $(INTEROP_PIP) torch
+	$(INTEROP_PIP) 'megatron-core>=0.16'
+	touch $@
 
 environment-demo environment-dev:
 	@$(PYTHON) tools/environment.py $(@:environment-%=%) $(NAMED)

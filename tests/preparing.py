@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import tokenizers
 
 from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.dataset.tokenizer import Tokenizer
-from xlstm_jax.prepare import PrepareConfig, prepare
+from xlstm_jax.prepare import Manifest, PrepareConfig, prepare, read_manifest
 
 EOD = 0
 WORDS = [f"w{n}" for n in range(50)] + ["é", "日本"]
@@ -79,10 +80,24 @@ class Bench:
         return texts
 
 
+def interrupt_after(tasks: int):
+    def watch(progress):
+        if sum(progress.workers.values()) == tasks:
+            raise KeyboardInterrupt
+
+    return watch
+
+
 def content_of(store: Path) -> dict[str, bytes]:
-    """All files of a store but its manifests, which name the command."""
+    """All files of a store but its manifests, which name the input and the command."""
     return {
         str(path.relative_to(store)): path.read_bytes()
         for path in sorted(store.rglob("*"))
         if path.is_file() and path.name != "manifest.json"
     }
+
+
+def whole_content_of(store: Path) -> tuple[dict[str, bytes], list[Manifest]]:
+    """All files of a store, and its manifests but for the command: what the same input must give."""
+    manifests = [read_manifest(path.parent) for path in sorted(store.rglob("manifest.json"))]
+    return content_of(store), [replace(manifest, command=None) for manifest in manifests]

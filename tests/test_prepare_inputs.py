@@ -17,9 +17,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preparing import Bench, content_of, make_texts, write_jsonl
+from preparing import Bench, content_of, interrupt_after, make_texts, write_jsonl
 from xlstm_jax.dataset.sources import TokenStore, write_token_store
-from xlstm_jax.prepare import PrepareError
+from xlstm_jax.prepare import PrepareError, prepare, read_manifest
 
 TEXTS = make_texts(150)
 
@@ -97,11 +97,15 @@ def test_a_dataset_of_several_splits_asks_for_one(bench):
 
 
 def test_array_records_of_text_give_all_documents(bench):
-    writer = ArrayRecordWriter(str(bench.folder / "a.array_record"), "group_size:1")
-    for text in TEXTS:
+    write_array_record(bench.folder / "a.array_record", TEXTS)
+    assert bench.texts_of(bench.prepare(bench.folder / "a.array_record")) == TEXTS
+
+
+def write_array_record(path, texts):
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for text in texts:
         writer.write(text.encode())
     writer.close()
-    assert bench.texts_of(bench.prepare(bench.folder / "a.array_record")) == TEXTS
 
 
 def test_text_files_are_documents_in_the_order_of_their_names(bench):
@@ -145,6 +149,64 @@ def test_nested_and_several_columns_and_messages_make_the_text(bench):
         assert bench.texts_of(store) == [f"T{n} | B{n}" for n in range(5)]
         store = bench.prepare(source, messages_column="chat", message_template="<{role}>{content}")
         assert bench.texts_of(store) == [f"<user>C{n}<user>C{n}" for n in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"role": "user"}, "missing column"),
+        ({"role": "user", "content": None}, "null"),
+        ({"role": "user", "content": ["a"]}, "wrong type"),
+        ("hello", "wrong type"),
+    ],
+)
+def test_a_message_without_text_is_a_bad_record(bench, message, reason):
+    good = {"chat": [{"role": "user", "content": "C"}]}
+    path = write_jsonl(bench.folder / "a.jsonl", [good, {"chat": [*good["chat"], message]}, good])
+    with pytest.raises(PrepareError, match=r"a\.jsonl, line 2: "):
+        bench.prepare(path, messages_column="chat")
+    store = bench.prepare(path, messages_column="chat", on_error="skip")
+    assert bench.texts_of(store) == ["user: C\n"] * 2
+    assert read_manifest(store).skipped == {reason: 1}
+
+
+def test_text_in_a_column_of_bytes_is_text(bench):
+    pq.write_table(pa.table({"text": [text.encode() for text in TEXTS]}), bench.folder / "a.parquet")
+    assert bench.texts_of(bench.prepare(bench.folder / "a.parquet")) == TEXTS
+
+
+def test_an_output_folder_within_the_input_is_no_input(bench, corpus_folder):
+    output = corpus_folder / "store"
+    config = bench.config(corpus_folder, output=output)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, watch=interrupt_after(10))
+    assert list(output.glob("shard-*.idx"))
+    prepare(config)
+    assert bench.texts_of(output) == TEXTS
+    assert prepare(config) == read_manifest(output)
+    with pytest.raises(PrepareError, match="lies in the output folder"):
+        bench.prepare(corpus_folder, output=corpus_folder)
+
+
+@pytest.fixture
+def corpus_folder(bench):
+    folder = bench.folder / "corpus"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", TEXTS)
+    return folder
+
+
+def test_a_folder_of_folders_that_describe_themselves_gives_what_they_describe(bench):
+    parent = bench.folder / "all"
+    parent.mkdir()
+    store = bench.prepare(write_jsonl(bench.folder / "a.jsonl", TEXTS[:60]), output=parent / "a")
+    (store / "old.idx").write_bytes(b"no")
+    datasets.Dataset.from_dict({"text": TEXTS[60:]}).save_to_disk(parent / "b")
+    (parent / "b" / "cache-1.arrow").write_bytes(b"no")
+    assert bench.texts_of(bench.prepare(parent)) == TEXTS
+    (store / "shard-00001.idx").unlink()
+    with pytest.raises(PrepareError, match=r"is not whole: shard-00001\.idx is missing"):
+        bench.prepare(parent)
 
 
 def test_a_prepared_store_is_resharded_and_widened_without_a_tokenizer(bench):
@@ -193,6 +255,25 @@ def test_urls_of_a_store_are_files_folders_and_globs(bench):
             bench.prepare("memory://corpus/c")
     finally:
         fs.rm("/corpus", recursive=True)
+
+
+def test_remote_records_datasets_and_stores_are_copied_for_as_long_as_needed(bench):
+    store = bench.prepare(write_jsonl(bench.folder / "a.jsonl", TEXTS[:60]))
+    folder = bench.folder / "hf"
+    datasets.Dataset.from_dict({"text": TEXTS[60:90]}).save_to_disk(folder)
+    (folder / "cache-1.arrow").write_bytes((folder / "data-00000-of-00001.arrow").read_bytes())
+    write_array_record(bench.folder / "c.array_record", TEXTS[90:])
+    fs = fsspec.filesystem("memory")
+    for path in (*store.iterdir(), *folder.iterdir(), bench.folder / "c.array_record"):
+        fs.pipe(f"/far/{path.relative_to(bench.folder)}", path.read_bytes())
+    try:
+        inputs = [f"memory://far/{name}" for name in (store.name, "hf", "c.array_record")]
+        prepared = bench.prepare(*inputs)
+        assert bench.texts_of(prepared) == TEXTS
+        assert read_manifest(prepared).shards[0].source["first"] == f"memory:///far/{store.name}/shard-00000.idx"
+        assert content_of(bench.prepare(inputs[0], tokenizer=None)) == content_of(store)
+    finally:
+        fs.rm("/far", recursive=True)
 
 
 def test_files_are_read_over_http_and_signatures_are_kept_out_of_the_manifest(bench):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from preparing import Bench, content_of, make_texts, write_jsonl
+from preparing import Bench, make_texts, whole_content_of, write_jsonl
 from xlstm_jax.prepare import PrepareError, prepare
 
 
@@ -51,7 +51,7 @@ def busy_workers() -> list[int]:
 def test_a_cluster_that_loses_workers_writes_the_same_bytes(cluster, bench):
     corpus = write_jsonl(bench.folder / "a.jsonl", make_texts(3000, longest=300))
     settings = {"task_bytes": 100_000, "shard_bytes": 200_000, "splits": {"train": 0.9, "validation": 0.1}}
-    expected = content_of(bench.prepare(corpus, **settings))
+    expected = whole_content_of(bench.prepare(corpus, **settings))
     killed, seen = [], set()
 
     def kill_one(progress):
@@ -65,7 +65,7 @@ def test_a_cluster_that_loses_workers_writes_the_same_bytes(cluster, bench):
     prepare(config, watch=kill_one)
     assert len(killed) == 2
     assert len(seen) >= 2
-    assert content_of(config.output) == expected
+    assert whole_content_of(config.output) == expected
 
 
 def test_bad_input_on_a_cluster_is_the_same_error_and_the_work_goes_on_afterwards(cluster, bench):

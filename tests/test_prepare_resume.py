@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preparing import Bench, content_of, make_texts, save_tokenizer, write_jsonl
+from preparing import Bench, interrupt_after, make_texts, save_tokenizer, whole_content_of, write_jsonl
 from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.prepare import PrepareError, prepare, read_manifest
 from xlstm_jax.prepare.workspace import Workspace
@@ -29,14 +29,6 @@ def corpus(bench):
     return write_jsonl(bench.folder / "a.jsonl", TEXTS)
 
 
-def interrupt_after(tasks):
-    def watch(progress):
-        if sum(progress.workers.values()) == tasks:
-            raise KeyboardInterrupt
-
-    return watch
-
-
 def state_of(folder: Path) -> dict[Path, tuple[int, int]]:
     """Which file each name stands for."""
     files = [path for path in folder.rglob("*") if path.is_file()]
@@ -44,7 +36,7 @@ def state_of(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def test_an_interruption_after_every_task_leaves_only_whole_files_and_loses_no_work(bench, corpus):
-    expected = content_of(bench.prepare(corpus, splits={"a": 0.7, "b": 0.3}, drop_duplicates=False))
+    expected = whole_content_of(bench.prepare(corpus, splits={"a": 0.7, "b": 0.3}, drop_duplicates=False))
     config = bench.config(corpus, splits={"a": 0.7, "b": 0.3})
     before = {}
     for _ in range(1000):
@@ -61,17 +53,17 @@ def test_an_interruption_after_every_task_leaves_only_whole_files_and_loses_no_w
             }
             before = now
     assert len(before) > 20
-    assert content_of(config.output) == expected
+    assert whole_content_of(config.output) == expected
 
 
 def test_an_interruption_before_repeats_are_removed_is_no_matter(bench, corpus):
-    expected = content_of(bench.prepare(corpus, corpus, drop_duplicates=True))
+    expected = whole_content_of(bench.prepare(corpus, corpus, drop_duplicates=True))
     config = bench.config(corpus, corpus, drop_duplicates=True)
     for tasks in (3, 5):
         with pytest.raises(KeyboardInterrupt):
             prepare(config, watch=interrupt_after(tasks))
     prepare(config)
-    assert content_of(config.output) == expected
+    assert whole_content_of(config.output) == expected
 
 
 def test_an_unfinished_store_is_not_opened_nor_prepared_from(bench, corpus):
@@ -89,14 +81,14 @@ def test_an_unfinished_store_is_not_opened_nor_prepared_from(bench, corpus):
 @pytest.mark.parametrize("spoil", [lambda content: content[:0], lambda content: content[:-1]])
 @pytest.mark.parametrize("kind", ["json", "all.bin", "all.idx", "all.hashes"])
 def test_what_a_power_failure_took_of_the_unfinished_is_done_again(bench, corpus, kind, spoil):
-    expected = content_of(bench.prepare(corpus, drop_duplicates=True))
+    expected = whole_content_of(bench.prepare(corpus, drop_duplicates=True))
     config = bench.config(corpus, drop_duplicates=True)
     with pytest.raises(KeyboardInterrupt):
         prepare(config, watch=interrupt_after(6))
     part = config.output / ".unfinished" / "parts" / f"00000003.{kind}"
     part.write_bytes(spoil(part.read_bytes()))
     prepare(config)
-    assert content_of(config.output) == expected
+    assert whole_content_of(config.output) == expected
 
 
 def test_what_was_consumed_by_finished_shards_is_not_kept(bench, corpus):
@@ -153,7 +145,7 @@ def test_killed_at_random_moments_the_command_ends_with_the_same_bytes(tmp_path)
     bench = Bench(tmp_path)
     corpus = write_jsonl(tmp_path / "a.jsonl", make_texts(12_000, longest=80))
     settings = {"task_bytes": 20 << 10, "shard_bytes": 50 << 10}
-    expected = content_of(bench.prepare(corpus, **settings))
+    expected = whole_content_of(bench.prepare(corpus, **settings))
     moment = np.random.default_rng().uniform
     assert Command(tmp_path, corpus).stop(signal.SIGKILL, 2, moment(0, 0.1))[0] == -signal.SIGKILL
     code, said = Command(tmp_path, corpus).stop(signal.SIGINT, 15, moment(0, 0.1))
@@ -161,7 +153,7 @@ def test_killed_at_random_moments_the_command_ends_with_the_same_bytes(tmp_path)
     assert Command(tmp_path, corpus).stop(signal.SIGTERM, 30, moment(0, 0.1))[0] == -signal.SIGTERM
     assert Command(tmp_path, corpus).stop(signal.SIGKILL, 50, moment(0, 0.1))[0] == -signal.SIGKILL
     assert Command(tmp_path, corpus).finish()[0] == 0
-    assert content_of(tmp_path / "by-command") == expected
+    assert whole_content_of(tmp_path / "by-command") == expected
 
 
 def test_a_full_disk_is_an_error_and_no_loss(tmp_path):
@@ -177,7 +169,7 @@ def test_a_full_disk_is_an_error_and_no_loss(tmp_path):
     assert Command(tmp_path, corpus).finish()[0] == 0
     bench = Bench(tmp_path)
     expected = bench.prepare(corpus, task_bytes=20 << 10, shard_bytes=50 << 10)
-    assert content_of(tmp_path / "by-command") == content_of(expected)
+    assert whole_content_of(tmp_path / "by-command") == whole_content_of(expected)
 
 
 def test_a_worker_that_is_killed_is_replaced(bench, corpus):
@@ -191,7 +183,7 @@ def test_a_worker_that_is_killed_is_replaced(bench, corpus):
     config = bench.config(corpus, workers=2)
     prepare(config, watch=kill_one)
     assert killed
-    assert content_of(config.output) == content_of(bench.prepare(corpus))
+    assert whole_content_of(config.output) == whole_content_of(bench.prepare(corpus))
 
 
 def test_workers_that_die_again_and_again_are_an_error(bench, corpus):

@@ -13,7 +13,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preparing import EOD, Bench, content_of, make_texts, write_jsonl
+from preparing import EOD, Bench, content_of, make_texts, whole_content_of, write_jsonl
 from xlstm_jax.cli import main
 from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.prepare import PrepareConfig, PrepareError, info, prepare, read_manifest, verify
@@ -68,8 +68,9 @@ def test_shards_are_as_full_as_whole_documents_allow(bench, corpus):
 
 
 def test_workers_do_not_change_a_byte(bench, corpus):
-    expected = content_of(bench.prepare(corpus, drop_duplicates=True, splits={"a": 0.5, "b": 0.5}))
-    assert content_of(bench.prepare(corpus, drop_duplicates=True, splits={"a": 0.5, "b": 0.5}, workers=2)) == expected
+    settings = {"drop_duplicates": True, "splits": {"a": 0.5, "b": 0.5}}
+    expected = whole_content_of(bench.prepare(corpus, **settings))
+    assert whole_content_of(bench.prepare(corpus, **settings, workers=2)) == expected
 
 
 def test_array_records_hold_the_same_documents(bench, corpus):
@@ -318,4 +319,4 @@ def test_prepare_says_what_it_has_done(bench, corpus):
     seen = []
     manifest = prepare(bench.config(corpus), watch=lambda progress: seen.append(str(progress)))
     assert len(seen) > 3
-    assert seen[-1].startswith(f"100.0%, 150 documents, {manifest.tokens} tokens")
+    assert seen[-1].startswith(f"100.0%, 150 documents, {manifest.tokens:,} tokens")

@@ -5,26 +5,45 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from xlstm_jax.prepare import PrepareConfig, PrepareError, describe, info, prepare, verify
+from xlstm_jax.prepare.config import InputFormat
+from xlstm_jax.prepare.preparation import written_by
 from xlstm_jax.prepare.progress import terminal
 from xlstm_jax.prepare.storage import public
 
-__all__ = ["main"]
+__all__ = ["main", "reference"]
 
 _INTERRUPTED = 130
 _STORAGE_OPTIONS = "--storage-options"
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_WIDTH = 100
+
+_PREPARE = """\
+Turn documents into a token store: a folder of shards and a manifest.json.
+
+Stopped at any moment, the same command goes on where it stood. The store depends on the input, the
+tokenizer and the options, not on the engine, its workers or interruptions."""
+
+_EXAMPLES = """\
+examples:
+  xlstm-data prepare corpus/*.jsonl.zst --tokenizer gpt2 --output store
+  xlstm-data prepare s3://bucket/corpus --tokenizer tok.json --output store --split train=0.99,val=0.01
+  xlstm-data prepare store-a store-b --output merged --shard-size 4G
+  xlstm-data prepare corpus --tokenizer gpt2 --output /shared/store --engine ray --address auto"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parsed = _parser().parse_args(given)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", handlers=[_Lines()])
+    logging.getLogger("xlstm_jax").setLevel(logging.INFO)
     parsed.command = shlex.join(["xlstm-data", *_without_secrets(given)])
     try:
         return int(parsed.run(parsed))
@@ -36,58 +55,185 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
 
 
+def reference() -> str:
+    """The help of all commands, as it stands in the documentation."""
+    parser = _parser()
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))  # noqa: SLF001
+    return "\n\n".join(command.format_help().strip() for command in commands.choices.values())
+
+
+class _Lines(logging.Handler):
+    """The log, line by line; above the bar where there is one, which takes the place of sys.stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)  # noqa: T201
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=_WIDTH)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="xlstm-data", description="Data for training large language models in JAX.")
+    parser = argparse.ArgumentParser(
+        prog="xlstm-data", description="Data for training large language models in JAX.", formatter_class=_Help
+    )
+    parser.add_argument("--version", action="version", version=written_by())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_prepare(commands.add_parser("prepare", allow_abbrev=False, help="make a token store of documents"))
-    checked = commands.add_parser("verify", help="check a store's checksums, indexes and counts")
-    checked.add_argument("folder", type=Path, metavar="DIR")
-    checked.set_defaults(run=_verify)
-    shown = commands.add_parser("info", help="show what a store holds")
-    shown.add_argument("folder", type=Path, metavar="DIR")
-    shown.set_defaults(run=_info)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], short: str, long: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=short, description=long, formatter_class=_Help, allow_abbrev=False)
+        command.set_defaults(run=run)
+        return command
+
+    _add_prepare(add("prepare", _prepare, "make a token store of documents", _PREPARE))
+    checked = add(
+        "verify",
+        _verify,
+        "check a store's checksums, indexes and counts",
+        "Check every checksum, index and count of a store, and name what is broken.\n"
+        "The exit code is 0 where nothing is.",
+    )
+    shown = add("info", _info, "show what a store holds", "Show what a store's manifest says.")
+    for command in (checked, shown):
+        command.add_argument("folder", type=Path, metavar="DIR", help="folder of the store, or of one of its splits")
     return parser
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    # What is left out here has the default of PrepareConfig.
-    parser.set_defaults(run=_prepare)
+    # What is left out has the default of PrepareConfig.
     parser.argument_default = argparse.SUPPRESS
-    add("inputs", nargs="+", metavar="INPUT", help="file, folder, glob or URL")
-    add("--output", required=True, type=Path, metavar="DIR", help="folder of the store")
-    add("--tokenizer", metavar="T", help="tokenizer.json, a folder with one, or a name on the Hugging Face hub")
-    add("--input-format", help="jsonl, parquet, arrow, array_record, text or token_store; by default by file names")
-    add("--text-column", dest="text_columns", action="append", metavar="NAME", help='"a.b" is b within a; may repeat')
-    add("--column-separator", metavar="TEXT", help="between several columns")
-    add("--messages-column", metavar="NAME", help="column of chat messages, instead of a text column")
-    add("--message-template", metavar="TEXT", help="a message as text, such as '{role}: {content}\\n'")
-    add("--text-documents", metavar="HOW", help="plain text: a document a file, or separated by blank_line")
-    add("--eod-token", type=_token, metavar="TOKEN", help="ends each document: a token, an id, or none")
-    add("--bos-token", type=_token, metavar="TOKEN", help="begins each document: a token, an id, or none")
-    add("--dtype", help="of the tokens: uint16 or int32; by default the smallest that holds the vocabulary")
-    add("--format", dest="output_format", type=_format, help="token_store or arrayrecord")
-    add("--split", dest="splits", type=_splits, metavar="NAME=SHARE,…", help="such as train=0.99,validation=0.01")
-    add("--split-seed", type=int, help="another seed deals the documents anew")
-    add("--drop-duplicates", action="store_true", help="keep only the first of equal documents")
-    add("--on-error", help="raise, or skip bad records, which are counted and sampled into errors.jsonl")
+    parser.usage = "xlstm-data prepare INPUT… --tokenizer T --output DIR [OPTION…]"
+    parser.epilog = _EXAMPLES
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, glob or URL")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the store")
+    _add_input(parser.add_argument_group("what a document is").add_argument)
+    _add_tokens(parser.add_argument_group("what its tokens are").add_argument)
+    _add_store(parser.add_argument_group("what goes where").add_argument)
+    _add_engine(parser.add_argument_group("who works on it").add_argument)
+
+
+def _add_input(add: Callable[..., Any]) -> None:
     add(
-        "--shard-size", dest="shard_bytes", type=_size, metavar="BYTES", help="target size, such as 512M; 1G by default"
+        "--input-format",
+        choices=get_args(InputFormat),
+        metavar="FORMAT",
+        help=f"of all files: {', '.join(get_args(InputFormat)[1:])}; by default each file's name tells",
     )
-    add("--task-size", dest="task_bytes", type=_size, metavar="BYTES", help="input of one task; 64M by default")
-    add("--engine", help="local or ray")
+    add(
+        "--text-column",
+        dest="text_columns",
+        action="append",
+        metavar="NAME",
+        help='column of the text, by default "text"; "a.b" is b within a; several make one document',
+    )
+    add("--column-separator", type=_unescaped, metavar="TEXT", help=r"between several columns, by default '\n\n'")
+    add("--messages-column", metavar="NAME", help="column of chat messages, instead of a text column")
+    add(
+        "--message-template",
+        type=_unescaped,
+        metavar="TEXT",
+        help=r"a message as text, with its fields in braces, by default '{role}: {content}\n'",
+    )
+    add(
+        "--text-documents",
+        choices=("file", "blank_line"),
+        metavar="HOW",
+        help="of plain text: each file is a document (file, the default), or blank lines separate them (blank_line)",
+    )
+    add(
+        "--on-error",
+        choices=("raise", "skip"),
+        metavar="HOW",
+        help="of a bad record: an error with its file and line (raise, the default), or it is left out (skip), "
+        "counted, and described in errors.jsonl",
+    )
+    add(
+        _STORAGE_OPTIONS,
+        type=_json_object,
+        metavar="JSON",
+        help="keys and endpoints of a remote store, for fsspec; written nowhere",
+    )
+
+
+def _add_tokens(add: Callable[..., Any]) -> None:
+    add(
+        "--tokenizer",
+        metavar="T",
+        help="tokenizer.json, a folder with one, or a name on the Hugging Face hub; not needed for token stores",
+    )
+    add(
+        "--eod-token",
+        type=_token,
+        metavar="TOKEN",
+        help="ends each document: a token, an id, or none; by default the tokenizer's own, if it has a usual name",
+    )
+    add("--bos-token", type=_token, metavar="TOKEN", help="begins each document: a token or an id; by default none")
+    add(
+        "--dtype",
+        choices=("auto", "uint16", "int32"),
+        metavar="DTYPE",
+        help="uint16 or int32; by default the smallest that holds the vocabulary",
+    )
+
+
+def _add_store(add: Callable[..., Any]) -> None:
+    add(
+        "--split",
+        dest="splits",
+        type=_splits,
+        metavar="NAME=SHARE,…",
+        help="deal the documents to folders of these names, by a hash of their content",
+    )
+    add("--split-seed", type=int, metavar="N", help="another number deals the documents anew")
+    add("--drop-duplicates", action="store_true", help="keep only the first of equal documents")
+    add(
+        "--shard-size",
+        dest="shard_bytes",
+        type=_size,
+        metavar="SIZE",
+        help=f"of a shard's tokens, such as 512M; by default {_default('shard_bytes')}",
+    )
+    add(
+        "--format",
+        dest="output_format",
+        type=_format,
+        metavar="FORMAT",
+        help="token_store (Megatron's .bin and .idx, the default) or arrayrecord",
+    )
+    add(
+        "--task-size",
+        dest="task_bytes",
+        type=_size,
+        metavar="SIZE",
+        help=f"of the input that a worker reads at a time, by default {_default('task_bytes')}",
+    )
+
+
+def _add_engine(add: Callable[..., Any]) -> None:
+    add(
+        "--engine",
+        choices=("local", "ray"),
+        metavar="NAME",
+        help="processes of this machine (local, the default), or a cluster (ray)",
+    )
     add("--workers", type=int, metavar="N", help="processes; by default one for each core")
-    add("--address", help="of the Ray cluster; by default one is started on this machine")
-    add("--retries", type=int, metavar="N", help="how often a lost task is run again")
-    add("--storage-options", type=json.loads, metavar="JSON", help="for fsspec: keys, endpoints")
+    add("--address", metavar="ADDRESS", help="of the Ray cluster; by default one is started on this machine")
+    add(
+        "--retries",
+        type=int,
+        metavar="N",
+        help=f"how often work of a lost worker is done again, by default {_default('retries')}",
+    )
 
 
 def _prepare(parsed: argparse.Namespace) -> int:
-    fields = {name: value for name, value in vars(parsed).items() if name not in ("run", "command")}
-    config = PrepareConfig(**fields)
+    given = {field.name: getattr(parsed, field.name) for field in fields(PrepareConfig) if hasattr(parsed, field.name)}
+    begun = time.monotonic()
     with terminal() as watch:
-        manifest = prepare(config, command=parsed.command, watch=watch)
+        manifest = prepare(PrepareConfig(**given), command=parsed.command, watch=watch)
     print(describe(manifest))  # noqa: T201
+    print(f"{parsed.output} is finished, after {time.monotonic() - begun:.0f} s")  # noqa: T201
     return 0
 
 
@@ -121,15 +267,40 @@ def _token(text: str) -> str | int | None:
     return int(text) if text.isdecimal() else text
 
 
+def _unescaped(text: str) -> str:
+    """With the escapes of a line's end and a tab, which a shell does not know."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        # Without the value, which holds secrets.
+        raise argparse.ArgumentTypeError('write a JSON object, such as \'{"key": "...", "secret": "..."}\'')
+    return value
+
+
 def _format(text: str) -> str:
-    return "array_record" if text == "arrayrecord" else text
+    known = {"token_store": "token_store", "arrayrecord": "array_record", "array_record": "array_record"}
+    if text not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is unknown; use token_store or arrayrecord")
+    return known[text]
 
 
 def _size(text: str) -> int:
     digits, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
     if unit not in _UNITS or not digits.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 1000000, 512M or 2G.")
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 1000000, 512M or 2G")
     return int(digits) * _UNITS[unit]
+
+
+def _default(name: str) -> str:
+    value: Any = next(field.default for field in fields(PrepareConfig) if field.name == name)
+    unit = next(unit for unit, size in reversed(_UNITS.items()) if value >= size and value % size == 0)
+    return f"{value // _UNITS[unit]}{unit.upper()}"
 
 
 def _splits(text: str) -> dict[str, float]:
@@ -139,5 +310,5 @@ def _splits(text: str) -> dict[str, float]:
         try:
             splits[name] = float(share)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{part!r} is no split; write train=0.99,validation=0.01.") from None
+            raise argparse.ArgumentTypeError(f"{part!r} is no split; write train=0.99,validation=0.01") from None
     return splits

@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from xlstm_jax.prepare.config import PrepareConfig
+from xlstm_jax.prepare.config import PrepareConfig, template_fields
 from xlstm_jax.prepare.errors import BadRecord
 
-__all__ = ["root_columns", "text_of_record"]
+__all__ = ["decoded", "root_columns", "text_of_record"]
 
 Extract = Callable[[Mapping[str, Any]], "str | BadRecord"]
 
@@ -46,6 +46,8 @@ def _from_column(column: str) -> Extract:
         value = value_of(record)
         if isinstance(value, (str, BadRecord)):
             return value
+        if isinstance(value, bytes):
+            return decoded(value)
         return _wrong_type(column, "a text", value)
 
     return text
@@ -53,6 +55,7 @@ def _from_column(column: str) -> Extract:
 
 def _from_messages(column: str, template: str) -> Extract:
     value_of = _lookup(column)
+    fields = template_fields(template)
 
     def text(record: Mapping[str, Any]) -> str | BadRecord:
         messages = value_of(record)
@@ -60,10 +63,13 @@ def _from_messages(column: str, template: str) -> Extract:
             return messages
         if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
             return _wrong_type(column, "a list of messages", messages)
-        try:
-            return "".join(template.format_map(message) for message in messages)
-        except KeyError as error:
-            return BadRecord.of("missing column", f"A message has no field {error}.", _json(messages))
+        for field in fields:
+            for value in (_lookup(field)(message) for message in messages):
+                if isinstance(value, BadRecord):
+                    return value
+                if not isinstance(value, str):
+                    return _wrong_type(field, "a text", value)
+        return "".join(template.format_map(message) for message in messages)
 
     return text
 
@@ -82,6 +88,14 @@ def _lookup(column: str) -> Callable[[Mapping[str, Any]], Any]:
         return BadRecord.of("null", f"Column {column!r} is null.", _json(record)) if found is None else found
 
     return value
+
+
+def decoded(content: bytes) -> str | BadRecord:
+    """Text that is stored as bytes of utf-8."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        return BadRecord.of("invalid utf-8", f"The text is no valid utf-8: {error}.", content)
 
 
 def _wrong_type(column: str, wanted: str, value: Any) -> BadRecord:

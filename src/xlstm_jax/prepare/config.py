@@ -1,13 +1,14 @@
 """What a user asks of `prepare`: checked once, then fixed."""
 
 import os
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-__all__ = ["AUTO", "InputFormat", "PrepareConfig"]
+__all__ = ["AUTO", "InputFormat", "PrepareConfig", "template_fields"]
 
 InputFormat = Literal["auto", "jsonl", "parquet", "arrow", "array_record", "text", "token_store"]
 StoreFormat = Literal["token_store", "array_record"]
@@ -56,7 +57,7 @@ class PrepareConfig:
     on_error: Literal["raise", "skip"] = "raise"
     shard_bytes: int = 1 << 30
     """Target size of a shard's tokens; a single longer document makes a larger one."""
-    task_bytes: int = 64 << 20
+    task_bytes: int = 8 << 20
     """Input that one task reads, where files can be cut; what is read again after an interruption."""
     engine: Literal["local", "ray"] = "local"
     workers: int | None = None
@@ -83,6 +84,8 @@ class PrepareConfig:
             raise ValueError("There are no inputs; name at least one file, folder, glob or URL.")
         if not self.text_columns or not all(self.text_columns):
             raise ValueError(f"text_columns must name at least one column, got {self.text_columns}.")
+        if not template_fields(self.message_template):
+            raise ValueError(f"message_template must name a field in braces, got {self.message_template!r}.")
         self._check_choices()
         self._check_numbers()
         _check_splits(self.splits)
@@ -129,6 +132,23 @@ class PrepareConfig:
             "shard_bytes": self.shard_bytes,
             "task_bytes": self.task_bytes,
         }
+
+
+def template_fields(template: str) -> list[str]:
+    """The fields that a template of messages names.
+
+    Raises:
+        ValueError: It is no template, or does more with a field than to name it.
+    """
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"{template!r} is no message template ({error}); write braces as {{{{ and }}}}.") from error
+    fields = [name for _, name, _, _ in parts if name is not None]
+    for _, name, form, conversion in parts:
+        if name is not None and (not name.isidentifier() or form or conversion):
+            raise ValueError(f"The message template {template!r} may only name fields, such as {{role}}.")
+    return list(dict.fromkeys(fields))
 
 
 def _check_splits(splits: Mapping[str, float]) -> None:

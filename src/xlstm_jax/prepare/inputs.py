@@ -3,14 +3,15 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from xlstm_jax.dataset.sources.manifest import is_unfinished
+from xlstm_jax.dataset.sources.manifest import MANIFEST, is_unfinished
 from xlstm_jax.prepare.config import AUTO, PrepareConfig
 from xlstm_jax.prepare.errors import PrepareError
-from xlstm_jax.prepare.storage import StoredFile, find, is_url, public
+from xlstm_jax.prepare.storage import StoredFile, find, is_url, open_file, public, store_pair
 
 __all__ = ["InputFile", "list_inputs"]
 
@@ -32,7 +33,7 @@ _FORMATS = {
 }
 _COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 _COMPRESSIBLE = ("jsonl", "text")
-_DESCRIPTIONS = ("state.json", "dataset_info.json", "dataset_dict.json", "manifest.json")
+_DESCRIPTIONS = ("state.json", "dataset_info.json", "dataset_dict.json", MANIFEST)
 """Files that describe a dataset and hold none of it."""
 
 
@@ -62,50 +63,71 @@ def list_inputs(config: PrepareConfig) -> list[InputFile]:
 
 
 def _files_of(named: str, config: PrepareConfig) -> Iterator[InputFile]:
-    path = Path(named).expanduser().absolute()
     if not is_url(named):
-        described = _described_files(path)
-        if described is not None:
-            named_files = [file for data in described for file in find(os.fspath(data), {})[0]]
-            yield from (_input_file(file, file.path, config) for file in named_files)
-            return
-        if not path.exists() and path.with_name(path.name + ".idx").is_file():
-            path = path.with_name(path.name + ".idx")
-            named = os.fspath(path)
-    files, single = find(named, config.storage_options)
+        named = _checked_path(named, config)
+    found, single = find(named, config.storage_options)
+    found = [file for file in found if not Path(file.path).is_relative_to(config.output)]
+    files = found if single else _as_described(found, config)
     names = {file.path for file in files}
-    ignored = 0
-    for file in files:
-        if _is_data(file.path, names, single, config):
-            yield _input_file(file, named, config)
-        else:
-            ignored += 1
-    if ignored == len(files):
+    data = [file for file in files if _is_data(file.path, names, single, config)]
+    if not data:
         raise PrepareError(
             f"None of the {len(files)} files at {public(named)} has a name that tells its format "
             f"({', '.join(sorted(_FORMATS))}); name it with --input-format."
         )
-    if ignored:
-        LOGGER.info("%d files at %s are no data, by their names, and are left out.", ignored, public(named))
+    if len(data) < len(found):
+        LOGGER.info("%d files at %s are no data, and are left out.", len(found) - len(data), public(named))
+    yield from (_input_file(file, config) for file in data)
 
 
-def _described_files(folder: Path) -> list[Path] | None:
-    """The files of a folder that says itself what it consists of: a Hugging Face dataset, a prepared store."""
-    if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
-        raise PrepareError(f"{folder} holds several splits of a dataset; name one, such as {folder / splits[0]}.")
-    if (folder / "state.json").is_file():
-        files = json.loads((folder / "state.json").read_text()).get("_data_files")
-        return None if files is None else [folder / file["filename"] for file in files]
-    if (folder / "manifest.json").is_file():
-        manifest = json.loads((folder / "manifest.json").read_text())
-        if manifest.get("splits"):
-            raise PrepareError(f"{folder} holds several splits; name one, such as {folder / manifest['splits'][0]}.")
-        if manifest.get("format") == "token_store":
-            return [folder / f"{shard['name']}.idx" for shard in manifest["shards"]]
-    elif is_unfinished(folder):
-        raise PrepareError(f"{folder} is an unfinished store; run its prepare command again, to the end.")
-    return None
+def _checked_path(named: str, config: PrepareConfig) -> str:
+    """A local path as it was named, or the index of a token store where it was the prefix of one."""
+    path = Path(named).expanduser().absolute()
+    if path.is_relative_to(config.output):
+        raise PrepareError(f"The input {named} lies in the output folder {config.output}; name another output folder.")
+    if path.is_dir() and is_unfinished(path):
+        raise PrepareError(f"{path} is an unfinished store; run its prepare command again, to the end.")
+    index = path.with_name(path.name + ".idx")
+    return os.fspath(index) if not path.exists() and index.is_file() else named
+
+
+def _as_described(files: list[StoredFile], config: PrepareConfig) -> list[StoredFile]:
+    """Of folders that say what they consist of (Hugging Face datasets, prepared stores) that, of others all."""
+    folders: dict[str, list[StoredFile]] = {}
+    for file in files:
+        folders.setdefault(file.path.rpartition("/")[0], []).append(file)
+    described: list[StoredFile] = []
+    for folder, inside in folders.items():
+        named = {file.path.rpartition("/")[2]: file for file in inside}
+        data = _described_data(folder, named, config)
+        described += inside if data is None else [named[name] for name in data if name in named]
+        if data is not None and (missing := [name for name in data if name not in named]):
+            raise PrepareError(f"{public(folder)} is not whole: {missing[0]} is missing.")
+    return described
+
+
+def _described_data(folder: str, named: Mapping[str, StoredFile], config: PrepareConfig) -> list[str] | None:
+    """The names of a folder's data files in their order; None where it does not say them."""
+
+    def content(name: str) -> Mapping[str, Any]:
+        if name not in named:
+            return {}
+        with open_file(named[name].path, config.storage_options) as opened:
+            read = json.loads(opened.read())
+        return read if isinstance(read, dict) else {}
+
+    manifest = content(MANIFEST)
+    splits = content("dataset_dict.json").get("splits") or (manifest.get("written_by") and manifest.get("splits"))
+    if splits:
+        raise PrepareError(f"{public(folder)} holds several splits; name one, such as {public(folder)}/{splits[0]}.")
+    state = content("state.json").get("_data_files")
+    if state is not None:
+        return [file["filename"] for file in state]
+    if not manifest.get("written_by"):
+        return None
+    if manifest["format"] != "token_store":
+        raise PrepareError(f"{public(folder)} holds tokens as {manifest['format']}; only token stores are read again.")
+    return [f"{shard['name']}.idx" for shard in manifest["shards"]]
 
 
 def _suffixes(path: str) -> tuple[str, str | None]:
@@ -126,26 +148,13 @@ def _is_data(path: str, names: set[str], single: bool, config: PrepareConfig) ->
     return config.input_format != AUTO or suffix in _FORMATS
 
 
-def _input_file(file: StoredFile, named: str, config: PrepareConfig) -> InputFile:
+def _input_file(file: StoredFile, config: PrepareConfig) -> InputFile:
     suffix, compression = _suffixes(file.path)
     data_format = _FORMATS[suffix] if config.input_format == AUTO else config.input_format
     if compression and data_format not in _COMPRESSIBLE:
         raise PrepareError(f"{public(file.path)} is a compressed {data_format} file; only JSONL and text may be.")
-    path, size, identity = file
-    if data_format == "token_store":
-        path, size, identity = _token_store(file)
-    if is_url(path) and data_format in ("token_store", "array_record"):
-        raise PrepareError(f"{public(named)}: {data_format} is read from local files only; copy it first.")
-    return InputFile(path, data_format, compression, size, identity)
-
-
-def _token_store(file: StoredFile) -> StoredFile:
-    """A token store goes by its index, and is both its files."""
-    if is_url(file.path):
-        return file
-    pair = [Path(file.path).with_suffix(kind) for kind in (".idx", ".bin")]
-    for half in pair:
-        if not half.is_file():
-            raise PrepareError(f"There is no file {half}; a token store needs both .idx and .bin.")
-    (index, data) = (find(os.fspath(half), {})[0][0] for half in pair)
-    return StoredFile(index.path, data.size, index.identity + data.identity)
+    if data_format != "token_store":
+        return InputFile(file.path, data_format, compression, file.size, file.identity)
+    # A token store goes by its index, and is both its files.
+    index, data = (find(half, config.storage_options)[0][0] for half in store_pair(file.path))
+    return InputFile(index.path, data_format, None, data.size, index.identity + data.identity)

@@ -25,7 +25,7 @@ from xlstm_jax.prepare.tasks import cut_into_tasks
 from xlstm_jax.prepare.worker import Job
 from xlstm_jax.prepare.workspace import Workspace, read_json, sync
 
-__all__ = ["ERRORS", "prepare"]
+__all__ = ["ERRORS", "prepare", "written_by"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def prepare(config: PrepareConfig, *, command: str | None = None, watch: Watch |
     files = list_inputs(config)
     job, settings = settle(config, files)
     inputs = [{"path": public(file.path), "size": file.size, "identity": file.identity} for file in files]
-    summary = {
+    summary: dict[str, Any] = {
         "files": len(files),
         "bytes": sum(file.size for file in files),
         "digest": digest(*(json.dumps(entry).encode() for entry in inputs)),
@@ -66,6 +66,7 @@ def prepare(config: PrepareConfig, *, command: str | None = None, watch: Watch |
         if (config.output / MANIFEST).is_file():
             manifest = _finished(config, settings, summary)
         else:
+            LOGGER.info("%.1f MB in %s go to %s.", summary["bytes"] / 1e6, _counted(len(files), "file"), config.output)
             workspace.begin(settings, inputs)
             head = _Head(job, settings, summary, command)
             try:
@@ -97,7 +98,7 @@ class _Head:
         self.job = job
         self._common: dict[str, Any] = {
             "format": job.config.output_format,
-            "written_by": _written_by(),
+            "written_by": written_by(),
             "command": command,
             "tokenizer": job.config.tokenizer,
             **{key: settings[key] for key in ("tokenizer_fingerprint", "vocab_size", "eod_token_id", "bos_token_id")},
@@ -181,7 +182,12 @@ def _ascending(histograms: Iterable[Counter[str]]) -> dict[str, int]:
     return dict(sorted(total.items(), key=lambda entry: int(entry[0])))
 
 
-def _written_by() -> str:
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def written_by() -> str:
+    """This library and its version."""
     try:
         return f"xlstm-data {version('xlstm-data')}"
     except PackageNotFoundError:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from xlstm_jax.prepare.worker import Done
 
@@ -16,6 +17,7 @@ __all__ = ["Progress", "Watch", "log_lines", "terminal"]
 LOGGER = logging.getLogger(__name__)
 
 _LOG_EVERY_S = 10.0
+_WORKERS_SHOWN = 4
 
 
 @dataclass(kw_only=True, slots=True)
@@ -53,20 +55,38 @@ class Progress:
         return self.read_bytes / max(1e-9, time.monotonic() - self.begun)
 
     @property
+    def done_bytes(self) -> int:
+        """Of all that was done, before this start and since."""
+        return min(self.total_bytes, self.resumed_bytes + self.read_bytes)
+
+    @property
     def seconds_left(self) -> float:
         """Estimated from what was done since this start."""
-        left = max(0, self.total_bytes - self.resumed_bytes - self.read_bytes)
-        return left / self.bytes_per_s if self.read_bytes else float("inf")
+        return (self.total_bytes - self.done_bytes) / self.bytes_per_s if self.read_bytes else float("inf")
+
+    @property
+    def counts(self) -> str:
+        """What was done since this start, and what was left out by whom."""
+        workers = len(self.workers)
+        counts = (
+            f"{self.documents:,} documents, {self.tokens:,} tokens, {self.bytes_per_s / 1e6:.1f} MB/s, "
+            f"{workers} worker{'' if workers == 1 else 's'}"
+        )
+        if not self.skipped:
+            return counts
+        by_worker = ", ".join(f"{worker} {count:,}" for worker, count in self.skipped.most_common(_WORKERS_SHOWN))
+        more = ", …" if len(self.skipped) > _WORKERS_SHOWN else ""
+        return f"{counts}; {self.skipped.total():,} records skipped ({by_worker}{more})"
+
+    @property
+    def time_left(self) -> str:
+        """For people; empty as long as nobody knows."""
+        left = self.seconds_left
+        return "" if left == float("inf") else f"{timedelta(seconds=round(left))} left"
 
     def __str__(self) -> str:
-        share = (self.resumed_bytes + self.read_bytes) / max(1, self.total_bytes)
-        left = self.seconds_left
-        time_left = "" if left == float("inf") else f", {left:.0f} s left"
-        skipped = "".join(f", {count} skipped by {worker}" for worker, count in self.skipped.items())
-        return (
-            f"{share:.1%}, {self.documents} documents, {self.tokens} tokens, {self.bytes_per_s / 1e6:.1f} MB/s on "
-            f"{len(self.workers)} workers{time_left}{skipped}"
-        )
+        share = self.done_bytes / max(1, self.total_bytes)
+        return ", ".join(part for part in (f"{share:.1%}", self.counts, self.time_left) if part)
 
 
 Watch = Callable[[Progress], None]
@@ -92,14 +112,16 @@ def terminal() -> Iterator[Watch]:
         yield log_lines()
         return
     from rich.console import Console  # noqa: PLC0415 - optional
-    from rich.progress import BarColumn, TextColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
     from rich.progress import Progress as Bars  # noqa: PLC0415
 
-    with Bars(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as bars:
+    # The time that has passed shows that something goes on, before anything is done.
+    columns = (TaskProgressColumn(), BarColumn(24), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         bar = bars.add_task("starting", total=None)
 
         def watch(progress: Progress) -> None:
-            done = progress.resumed_bytes + progress.read_bytes
-            bars.update(bar, completed=done, total=progress.total_bytes, description=str(progress))
+            said = ", ".join(part for part in (progress.time_left, progress.counts) if part)
+            bars.update(bar, completed=progress.done_bytes, total=max(1, progress.total_bytes), description=said)
 
         yield watch

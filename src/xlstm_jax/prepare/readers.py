@@ -6,8 +6,9 @@ from typing import Any, BinaryIO
 
 from xlstm_jax.dataset.sources.decompression import DamagedError, decompressed
 from xlstm_jax.dataset.sources.extras import require
-from xlstm_jax.prepare.columns import root_columns, text_of_record
+from xlstm_jax.prepare.columns import decoded, root_columns, text_of_record
 from xlstm_jax.prepare.config import PrepareConfig
+from xlstm_jax.prepare.copies import local_file
 from xlstm_jax.prepare.errors import BadRecord
 from xlstm_jax.prepare.storage import open_file
 from xlstm_jax.prepare.tasks import END_OF_FILE, Piece, open_arrow
@@ -98,7 +99,7 @@ def _read_plain_text(piece: Piece, config: PrepareConfig) -> Texts:
     except DamagedError as error:
         yield 0, BadRecord.of("damaged file", str(error))
         return
-    yield 0, _decoded(content.removeprefix(_BOM))
+    yield 0, decoded(content.removeprefix(_BOM))
 
 
 def _read_paragraphs(piece: Piece, config: PrepareConfig) -> Texts:
@@ -114,17 +115,10 @@ def _read_paragraphs(piece: Piece, config: PrepareConfig) -> Texts:
             first = first if lines else number
             lines.append(line)
         elif lines:
-            yield first, _decoded(b"".join(lines).rstrip(b"\r\n"))
+            yield first, decoded(b"".join(lines).rstrip(b"\r\n"))
             lines = []
     if lines:
-        yield first, _decoded(b"".join(lines).rstrip(b"\r\n"))
-
-
-def _decoded(content: bytes) -> str | BadRecord:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        return BadRecord.of("invalid utf-8", f"The text is no valid utf-8: {error}.", content)
+        yield first, decoded(b"".join(lines).rstrip(b"\r\n"))
 
 
 def _lines(piece: Piece, config: PrepareConfig) -> Iterator[tuple[int, bytes | BadRecord]]:
@@ -217,14 +211,14 @@ def _no_column(config: PrepareConfig, known: list[str]) -> BadRecord:
     return BadRecord.of("missing column", f"There is no column {wanted!r}, only: {', '.join(known)}.")
 
 
-def _read_array_record(piece: Piece, config: PrepareConfig) -> Texts:  # noqa: ARG001 - the records are texts
+def _read_array_record(piece: Piece, config: PrepareConfig) -> Texts:
     module = require("array_record.python.array_record_module", "array_record")
-    reader = module.ArrayRecordReader(piece.path)
+    reader = module.ArrayRecordReader(local_file(piece.path, config))
     try:
         for begin in range(piece.begin, piece.end, _ROWS):
             records = reader.read(begin, min(begin + _ROWS, piece.end))
             for place, record in enumerate(records, start=begin - piece.begin):
-                yield place, _decoded(record)
+                yield place, decoded(record)
     finally:
         reader.close()
 

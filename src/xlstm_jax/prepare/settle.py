@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from xlstm_jax.dataset.tokenizer import Tokenize, Tokenizer
 from xlstm_jax.prepare.config import AUTO, PrepareConfig
 from xlstm_jax.prepare.errors import PrepareError
 from xlstm_jax.prepare.inputs import InputFile
+from xlstm_jax.prepare.storage import copy_file, exists, is_url, open_file
 from xlstm_jax.prepare.worker import Job
 
 __all__ = ["settle"]
@@ -37,7 +39,7 @@ def settle(config: PrepareConfig, files: list[InputFile]) -> tuple[Job, dict[str
         PrepareError: There is text and no tokenizer, tokens of another tokenizer, or no end token.
         ValueError: A named token is none of the tokenizer's.
     """
-    stores = _manifests(files)
+    stores = _manifests(files, config)
     tokenizer = None if config.tokenizer is None else Tokenizer.load(config.tokenizer)
     has_text = any(file.format != "token_store" for file in files)
     if has_text and tokenizer is None:
@@ -50,7 +52,7 @@ def settle(config: PrepareConfig, files: list[InputFile]) -> tuple[Job, dict[str
     if has_text:
         assert tokenizer is not None
         tokenize = pickle.dumps(Tokenize(tokenizer, eod_token_id=eod, bos_token_id=bos))
-    dtype = config.dtype if config.dtype != AUTO else _smallest_dtype(vocab_size, files)
+    dtype = config.dtype if config.dtype != AUTO else _smallest_dtype(vocab_size, files, config)
     job = Job(config=config, tokenize=tokenize, vocab_size=vocab_size, dtype=dtype)
     decided = {
         "tokenizer_fingerprint": fingerprint,
@@ -62,10 +64,22 @@ def settle(config: PrepareConfig, files: list[InputFile]) -> tuple[Job, dict[str
     return job, config.settings | decided
 
 
-def _manifests(files: list[InputFile]) -> list[Manifest]:
+def _manifests(files: list[InputFile], config: PrepareConfig) -> list[Manifest]:
     """Those of the token stores of the input that have one."""
-    folders = dict.fromkeys(Path(file.path).parent for file in files if file.format == "token_store")
-    return [read_manifest(folder) for folder in folders if (folder / MANIFEST).is_file()]
+    stores = [file.path for file in files if file.format == "token_store"]
+    folders = dict.fromkeys(path.rpartition("/")[0] for path in stores)
+    return [manifest for folder in folders if (manifest := _manifest(folder, config)) is not None]
+
+
+def _manifest(folder: str, config: PrepareConfig) -> Manifest | None:
+    path = f"{folder}/{MANIFEST}"
+    if not exists(path, config.storage_options):
+        return None
+    if not is_url(folder):
+        return read_manifest(Path(folder))
+    with tempfile.TemporaryDirectory() as copy:
+        copy_file(path, Path(copy) / MANIFEST, config.storage_options)
+        return read_manifest(Path(copy))
 
 
 def _agreed(name: str, own: list[Any], stores: list[Manifest]) -> Any:
@@ -102,15 +116,15 @@ def _usual_end_token(tokenizer: Tokenizer) -> int:
     return next(iter(found.values()))
 
 
-def _smallest_dtype(vocab_size: int | None, files: list[InputFile]) -> str:
+def _smallest_dtype(vocab_size: int | None, files: list[InputFile], config: PrepareConfig) -> str:
     if vocab_size is not None:
         return "uint16" if vocab_size <= _UINT16_IDS else "int32"
-    kinds = {_stored_dtype(file) for file in files if file.format == "token_store"}
+    kinds = {_stored_dtype(file, config) for file in files if file.format == "token_store"}
     return "uint16" if kinds <= {"uint8", "uint16"} else "int32"
 
 
-def _stored_dtype(file: InputFile) -> str:
-    with Path(file.path).open("rb") as opened:
+def _stored_dtype(file: InputFile, config: PrepareConfig) -> str:
+    with open_file(file.path, config.storage_options) as opened:
         head = opened.read(HEADER.size)
     # What is no index is found out when it is read.
     return str(DTYPES.get(HEADER.unpack(head)[2], "unknown")) if len(head) == HEADER.size else "unknown"

@@ -1,17 +1,20 @@
 """Where input lies: local files, and files of any fsspec store by their URLs."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
+from xlstm_jax.dataset.sources.cache import whole_file
 from xlstm_jax.dataset.sources.extras import require
 from xlstm_jax.prepare.errors import PrepareError
 
-__all__ = ["StoredFile", "find", "is_url", "open_file", "public"]
+__all__ = ["StoredFile", "copy_file", "exists", "find", "is_url", "open_file", "public", "store_pair"]
 
 _BUFFER_BYTES = 1 << 20
+_COPY_BYTES = 8 << 20
 _IDENTIFYING = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "created", "generation", "md5Hash")
 
 
@@ -36,7 +39,7 @@ def public(path: str) -> str:
     if not is_url(path):
         return path
     parts = urlsplit(path)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def open_file(path: str, options: Mapping[str, Any]) -> BinaryIO:
@@ -50,6 +53,26 @@ def open_file(path: str, options: Mapping[str, Any]) -> BinaryIO:
         return Path(path).open("rb", buffering=_BUFFER_BYTES)
     fs, inner = _store(path, options)
     return cast("BinaryIO", fs.open(inner, "rb"))
+
+
+def exists(path: str, options: Mapping[str, Any]) -> bool:
+    """Whether there is a file of this name."""
+    if not is_url(path):
+        return Path(path).is_file()
+    fs, inner = _store(path, options)
+    return bool(fs.isfile(inner))
+
+
+def copy_file(path: str, to: Path, options: Mapping[str, Any]) -> None:
+    """Copy a remote file, which appears under its name when it is whole."""
+    with open_file(path, options) as opened, whole_file(to) as file:
+        shutil.copyfileobj(opened, file, _COPY_BYTES)
+
+
+def store_pair(path: str) -> tuple[str, str]:
+    """The index and the data of a token store, by either of them."""
+    prefix = path.removesuffix(".idx").removesuffix(".bin")
+    return f"{prefix}.idx", f"{prefix}.bin"
 
 
 def find(named: str, options: Mapping[str, Any]) -> tuple[list[StoredFile], bool]:

@@ -10,6 +10,7 @@ import numpy as np
 from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.dataset.sources.extras import require
 from xlstm_jax.prepare.config import PrepareConfig
+from xlstm_jax.prepare.copies import local_file, local_store
 from xlstm_jax.prepare.errors import PrepareError
 from xlstm_jax.prepare.inputs import InputFile
 from xlstm_jax.prepare.storage import is_url, open_file, public
@@ -84,9 +85,9 @@ def _bounds(file: InputFile, config: PrepareConfig) -> Iterator[tuple[int, int]]
     elif file.format == "arrow":
         yield from _grouped(_record_batch_sizes(file), config.task_bytes)
     elif file.format == "array_record":
-        yield from _evenly(_count_records(file), file.size, config.task_bytes)
+        yield from _evenly(_count_records(file, config), file.size, config.task_bytes)
     elif file.format == "token_store":
-        yield from _evenly_by_tokens(file, config.task_bytes)
+        yield from _evenly_by_tokens(file, config)
     elif file.compression or (file.format == "text" and config.text_documents == "file") or file.size == 0:
         yield END_OF_FILE, file.size
     else:
@@ -111,8 +112,8 @@ def _evenly(count: int, size: int, target: int) -> Iterator[tuple[int, int]]:
         yield count * (number + 1) // groups, size // groups
 
 
-def _evenly_by_tokens(file: InputFile, target: int) -> Iterator[tuple[int, int]]:
-    lengths = TokenStore(file.path).lengths
+def _evenly_by_tokens(file: InputFile, config: PrepareConfig) -> Iterator[tuple[int, int]]:
+    lengths = TokenStore(local_store(file.path, config)).lengths
     if len(lengths) == 0:
         return
     ends = np.cumsum(lengths, dtype=np.int64)
@@ -120,7 +121,7 @@ def _evenly_by_tokens(file: InputFile, target: int) -> Iterator[tuple[int, int]]
     begin = 0
     while begin < len(lengths):
         before = int(ends[begin - 1]) if begin else 0
-        end = max(begin + 1, int(np.searchsorted(ends, before + target // width, side="right")))
+        end = max(begin + 1, int(np.searchsorted(ends, before + config.task_bytes // width, side="right")))
         yield end, (int(ends[end - 1]) - before) * width
         begin = end
 
@@ -151,9 +152,9 @@ def open_arrow(arrow: Any, opened: Any) -> Iterator[Any]:
     return iter(arrow.ipc.open_stream(opened))
 
 
-def _count_records(file: InputFile) -> int:
+def _count_records(file: InputFile, config: PrepareConfig) -> int:
     module = require("array_record.python.array_record_module", "array_record")
-    reader = module.ArrayRecordReader(file.path)
+    reader = module.ArrayRecordReader(local_file(file.path, config))
     try:
         return int(reader.num_records())
     finally:

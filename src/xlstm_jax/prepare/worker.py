@@ -17,6 +17,7 @@ from xlstm_jax.dataset.sources import TokenStoreWriter
 from xlstm_jax.dataset.sources.cache import whole_file
 from xlstm_jax.dataset.tokenizer import Tokenize
 from xlstm_jax.prepare.config import PrepareConfig
+from xlstm_jax.prepare.copies import local_store
 from xlstm_jax.prepare.errors import BadRecord, PrepareError, Skipped
 from xlstm_jax.prepare.readers import place_of, read_texts
 from xlstm_jax.prepare.splits import CONTENT_HASH_BYTES, SplitRule, contents_of_tokens
@@ -120,7 +121,7 @@ def run_task(job: Job, task: Task) -> Done:
     Raises:
         PrepareError: The input is bad and the config says to raise; or the worker is not set up as it must be.
     """
-    marker = _refer(task) if job.only_refers_to(task) else _write_part(job, task)
+    marker = _refer(job, task) if job.only_refers_to(task) else _write_part(job, task)
     workspace = Workspace(job.config.output)
     files = [file for split in marker["documents"] for file in workspace.part_files(task.number, split)]
     marker |= {"file_bytes": {file.name: file.stat().st_size for file in files if file.is_file()}}
@@ -147,9 +148,9 @@ def _marker(documents: dict[str, int], tokens: dict[str, int]) -> dict[str, Any]
     }
 
 
-def _refer(task: Task) -> dict[str, Any]:
+def _refer(job: Job, task: Task) -> dict[str, Any]:
     """A part without files: its documents stand in token stores already, and go from there to the shards."""
-    pieces = [(piece.path, piece.begin, piece.end) for piece in task.pieces]
+    pieces = [(local_store(piece.path, job.config), piece.begin, piece.end) for piece in task.pieces]
     tokens = sum(int(open_store(path).lengths[begin:end].sum(dtype=np.int64)) for path, begin, end in pieces)
     return _marker({"": sum(end - begin for _, begin, end in pieces)}, {"": tokens}) | {"pieces": pieces}
 
@@ -161,7 +162,7 @@ def _write_part(job: Job, task: Task) -> dict[str, Any]:
         part = _Part(job, task, stack)
         for piece in task.pieces:
             if piece.format == "token_store":
-                _copy_tokens(piece, part)
+                _copy_tokens(job, piece, part)
             else:
                 _tokenize(job, piece, part, skipped, read)
     return _marker(part.documents, part.tokens) | {
@@ -172,8 +173,8 @@ def _write_part(job: Job, task: Task) -> dict[str, Any]:
     }
 
 
-def _copy_tokens(piece: Piece, part: _Part) -> None:
-    for tokens, lengths in read_tokens(open_store(piece.path), piece.begin, piece.end):
+def _copy_tokens(job: Job, piece: Piece, part: _Part) -> None:
+    for tokens, lengths in read_tokens(open_store(local_store(piece.path, job.config)), piece.begin, piece.end):
         part.add(tokens, lengths, contents_of_tokens(tokens, lengths))
 
 

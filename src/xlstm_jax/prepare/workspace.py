@@ -8,6 +8,7 @@ Everything lies in `.unfinished` in the output folder, and every file appears un
 | `inputs.jsonl` | path, size and identity of each input file |
 | `parts/00000012.json` | what task 12 read; written last of its files |
 | `parts/00000012.<split>.bin`, `.idx`, `.hashes` | its documents, and 16 bytes of each one's content |
+| `copies/` | remote files that can only be read in place |
 | `shards/<split>-00003.json` | shard 3 of a split: what it holds, and where the next one begins |
 """
 
@@ -67,6 +68,11 @@ class Workspace:
     def __init__(self, output: Path) -> None:
         self.output = output
         self.folder = output / UNFINISHED
+
+    @property
+    def copies(self) -> Path:
+        """Where copies of remote files lie."""
+        return self.folder / "copies"
 
     def part_prefix(self, task: int, split: str) -> Path:
         """Where the documents of a split that a task read lie."""
@@ -144,6 +150,7 @@ class Workspace:
         if asked.is_file() and listed.is_file():
             self._refuse_other_settings(read_json(asked), json.loads(json.dumps(settings)))
             self._refuse_other_inputs(listed, inputs)
+            LOGGER.info("%s is unfinished; the work goes on where it stood.", self.output)
         else:
             with whole_file(listed) as file:
                 file.writelines(json.dumps(entry, ensure_ascii=False).encode() + b"\n" for entry in inputs)
