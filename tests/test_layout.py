@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "src"
 
 LAYERS = [
-    "dataset.arguments dataset.kernels dataset.order",
+    "dataset.arguments dataset.kernels dataset.order dataset.stages",
     "dataset.sources.extras dataset.sources.progress dataset.sources.fingerprint dataset.sources.base",
     "dataset.sources.files dataset.sources.open_files dataset.sources.decompression dataset.sources.cache",
     "dataset.sources.manifest dataset.sources.records dataset.sources.columns dataset.sources.memory",
@@ -31,7 +31,8 @@ LAYERS = [
     "dataset.packing dataset.lengths dataset.windows dataset.mixing dataset.mixture dataset.lanes dataset.places",
     "dataset.assembly dataset.config dataset.position dataset.epochs dataset.run dataset.resume dataset.progress",
     "dataset.passes",
-    "dataset.batch dataset.grain_dataset dataset.global_arrays dataset.workers dataset.prefetch",
+    "dataset.worker_process dataset.workers dataset.batch dataset.grain_dataset dataset.global_arrays",
+    "dataset.agreement dataset.prefetch dataset.watchdog",
     "dataset.feed dataset.foreign dataset.multihost_dataloading dataset.grain_iterator dataset.checkpoint dataset",
     "prepare.errors prepare.config prepare.storage prepare.workspace",
     "prepare.inputs prepare.columns prepare.splits prepare.tasks prepare.readers prepare.token_documents",

@@ -6,7 +6,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 TOKENS = 64
-WIDTH = 8
+WIDTH = 12
+"""Divides among all axes of the meshes of the tests."""
 
 
 def make_parameters(mesh: Mesh) -> dict[str, jax.Array]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xlstm_jax.dataset.batch import LLMBatch, LLMIndexedBatch
     from xlstm_jax.dataset.checkpoint import PositionHandler, PositionRestore, PositionSave
+    from xlstm_jax.dataset.global_arrays import dataloading_host
     from xlstm_jax.dataset.grain_dataset import LLMDataset
     from xlstm_jax.dataset.grain_iterator import (
         make_grain_llm_dataset,
@@ -64,6 +65,7 @@ __all__ = [
     "TokenStoreWriter",
     "Tokenize",
     "Tokenizer",
+    "dataloading_host",
     "make_grain_llm_dataset",
     "make_grain_llm_iterator",
     "make_grain_multihost_iterator",
@@ -87,6 +89,7 @@ _MODULES = {
     "Stage": "mixture",
     "Tokenize": "tokenizer",
     "Tokenizer": "tokenizer",
+    "dataloading_host": "global_arrays",
     "make_grain_llm_dataset": "grain_iterator",
     "make_grain_llm_iterator": "grain_iterator",
     "make_grain_multihost_iterator": "grain_iterator",

@@ -3,6 +3,7 @@
 A feed plans batches in order, builds each in whatever thread is free, and keeps the position of what was delivered.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,18 +12,24 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm_jax.dataset.agreement import EndOfData, gather_json, join_positions, own_part
 from xlstm_jax.dataset.assembly import RowArrays, assemble
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.grain_dataset import cut_rows
 from xlstm_jax.dataset.passes import PassLength
-from xlstm_jax.dataset.places import BatchPlan, PlacedRun
+from xlstm_jax.dataset.places import BatchPlan, PlacedRun, Planner
 from xlstm_jax.dataset.position import Position
 from xlstm_jax.dataset.progress import Progress
 from xlstm_jax.dataset.resume import resume
 from xlstm_jax.dataset.run import Run
+from xlstm_jax.dataset.stages import stage
 from xlstm_jax.dataset.workers import Readers
 
 __all__ = ["Feed", "HostBatch", "RowFeed"]
+
+
+AGREE_EVERY = 8
+"""Batches for which processes agree at once whether streamed data goes on; as many are planned ahead."""
 
 
 class HostBatch(NamedTuple):
@@ -34,6 +41,8 @@ class HostBatch(NamedTuple):
     """This process's rows, by field."""
     after: Any
     """What `Feed.deliver` needs to know of it."""
+    ahead: int = 1
+    """What `Feed.has_batch` needs to know of it."""
 
 
 class Feed(Protocol):
@@ -41,6 +50,9 @@ class Feed(Protocol):
 
     def tasks(self) -> Iterator[Callable[[], HostBatch]]:
         """What builds each of the following batches; drawn in one thread, in order, and run in any."""
+
+    def has_batch(self, batch: HostBatch) -> bool:
+        """Whether there is this batch, on any process; asked in order, on the thread that trains."""
 
     def deliver(self, batch: HostBatch) -> None:
         """Move the position past a batch that was handed to the user."""
@@ -55,7 +67,7 @@ class Feed(Protocol):
         """Go back to the very beginning."""
 
     def get_state(self) -> dict[str, Any]:
-        """The position after the last delivered batch, as JSON."""
+        """The position after the last delivered batch, as JSON; called on all processes together."""
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved position."""
@@ -88,7 +100,11 @@ class RowFeed:
         documents: Documents of each dataset, as far as passes depend on them.
         drop_remainder: Whether a last batch that is not full is left out.
         one_epoch: Whether the data ends after one epoch, whatever `num_epochs` says.
-        worker_count: Processes that run the operations of streamed datasets; 0 for none.
+        worker_count: Workers that run the operations of streamed datasets; 0 for none.
+        in_threads: Whether these are threads of this process.
+
+    Raises:
+        ValueError: The data is streamed, and the mesh gives this process rows that it does not read.
     """
 
     def __init__(
@@ -100,12 +116,18 @@ class RowFeed:
         drop_remainder: bool,
         one_epoch: bool,
         worker_count: int,
+        in_threads: bool,
     ) -> None:
         self._sharding = sharding
         self._documents = list(documents)
         self._drop_remainder = drop_remainder
         self._one_epoch = one_epoch
-        self._readers = Readers(run.datasets, worker_count)
+        self._spread = not run.planned and sharding.spread
+        if not run.planned:
+            sharding.refuse_rows_of_other_hosts()
+        self._readers = Readers(
+            run.datasets, worker_count, in_threads=in_threads, lanes=-(-run.num_shards // sharding.host_count)
+        )
         self._begin(run, run.start())
 
     def _begin(self, run: Run, position: Position) -> None:
@@ -113,16 +135,32 @@ class RowFeed:
         self._progress = Progress(run, position)
         self._pass_length = PassLength(run, self._documents, one_epoch=self._one_epoch)
 
+    @property
+    def _lanes(self) -> range:
+        """The lanes that this process reads."""
+        if self._sharding.played:
+            return range(self._run.num_shards)
+        if self._spread and not self._sharding.rows(self._sharding.divisor):
+            return range(0)
+        return self._run.lanes_of(self._sharding.host_index)
+
+    @property
+    def _ends(self) -> bool:
+        return self._one_epoch or None not in [dataset.num_epochs for dataset in self._run.datasets]
+
     def tasks(self) -> Iterator[Callable[[], HostBatch]]:
         """See `Feed.tasks`."""
-        run, sharding = self._run, self._sharding
-        lanes = range(run.num_shards) if sharding.played else run.lanes_of(sharding.host_index)
-        planner = run.plan_from(self._progress.position, lanes, self._readers, one_epoch=self._one_epoch)
-        while True:
-            plan = planner.next_batch()
-            if not plan.rows or (self._drop_remainder and not plan.whole):
-                return
-            yield partial(_build, plan, sharding, run)
+        planner = self._run.plan_from(self._progress.position, self._lanes, self._readers, one_epoch=self._one_epoch)
+        self._end = EndOfData(AGREE_EVERY) if self._spread and self._ends else None
+        plans = _plans(planner, self._has_rows) if self._end is None else _plans_on_all(planner, self._has_rows)
+        return (partial(_build, plan, ahead, self._sharding, self._run) for plan, ahead in plans)
+
+    def _has_rows(self, plan: BatchPlan) -> bool:
+        return bool(plan.rows) and (plan.whole or not self._drop_remainder)
+
+    def has_batch(self, batch: HostBatch) -> bool:
+        """See `Feed.has_batch`."""
+        return self._end is None or self._end.has_batch(batch.ahead)
 
     def deliver(self, batch: HostBatch) -> None:
         """See `Feed.deliver`."""
@@ -154,7 +192,10 @@ class RowFeed:
 
     def get_state(self) -> dict[str, Any]:
         """See `Feed.get_state`."""
-        return self._progress.position.to_json()
+        position = self._progress.position
+        if self._spread:
+            position = join_positions(position, gather_json(own_part(position, self._lanes)))
+        return position.to_json()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """See `Feed.set_state`."""
@@ -193,18 +234,44 @@ class RowFeed:
         return f"{', '.join(repr(dataset.name) for dataset in self._run.datasets)}, num_shards={self._run.num_shards}"
 
 
-def _build(plan: BatchPlan, sharding: BatchSharding, run: Run) -> HostBatch:
+def _plans(planner: Planner, has_rows: Callable[[BatchPlan], bool]) -> Iterator[tuple[BatchPlan, int]]:
+    """Plans, until the data ends."""
+    while has_rows(plan := planner.next_batch()):
+        yield plan, 1
+
+
+def _plans_on_all(planner: Planner, has_rows: Callable[[BatchPlan], bool]) -> Iterator[tuple[BatchPlan, int]]:
+    """Plans without end, each with the number of those among the next `AGREE_EVERY` that have rows in this process."""
+    plans: deque[BatchPlan] = deque()
+    failed: Exception | None = None
+    while True:
+        while len(plans) < AGREE_EVERY and failed is None:
+            try:
+                plans.append(planner.next_batch())
+            except Exception as error:  # noqa: BLE001 - raised below, behind the batches before it
+                failed = error
+        if not plans:
+            assert failed is not None, "only an error ends the plans"
+            raise failed
+        # Where planning failed there would have been rows.
+        ahead = AGREE_EVERY if failed else sum(map(has_rows, plans))
+        yield plans.popleft(), ahead
+
+
+def _build(plan: BatchPlan, ahead: int, sharding: BatchSharding, run: Run) -> HostBatch:
     ranges = sharding.rows(plan.size)
     needed: list[PlacedRun] = []
     before = 0
     for start, stop in ranges:
         needed += [PlacedRun(before + at, part) for at, part in cut_rows(plan.runs, start, stop)]
         before += stop - start
+    sources = [dataset.source for dataset in run.datasets]
     formats = [replace(dataset.row_format, length=plan.row_length) for dataset in run.datasets]
-    rows = assemble(needed, before, [dataset.source for dataset in run.datasets], formats)
+    with stage("read", f"documents of the batch of step {plan.step}"):
+        rows = assemble(needed, before, sources, formats)
     if not all(dataset.apply_padding for dataset in run.datasets):
         _refuse_padding(rows, plan.step)
-    return HostBatch(plan.size, rows._asdict(), plan.after)
+    return HostBatch(plan.size, rows._asdict(), plan.after, ahead)
 
 
 def _refuse_padding(rows: RowArrays, step: int) -> None:

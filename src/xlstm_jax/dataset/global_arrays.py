@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-__all__ = ["BatchSharding"]
+__all__ = ["BatchSharding", "DataloadingHost", "dataloading_host"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class BatchSharding:
 
     def __post_init__(self) -> None:
         """Refuse a cut that the mesh cannot make."""
+        if self.host_count > jax.process_count() > 1:
+            raise ValueError(
+                f"dataloading_host_count={self.host_count} exceeds the {jax.process_count()} JAX processes; hosts can "
+                "be played in a single process only. Pass what dataloading_host(mesh, batch_partition_spec) says."
+            )
         if len(self.spec) > 2:
             raise ValueError(f"A batch has rows and positions, two dimensions to cut; got {self.spec}.")
         axes = [axis for dimension in range(2) for axis in _axes(self.spec, dimension)]
@@ -43,6 +48,11 @@ class BatchSharding:
     def played(self) -> bool:
         """Whether hosts are played in one process: arrays then hold the rows of this host alone."""
         return bool(self.host_count > jax.process_count())
+
+    @property
+    def spread(self) -> bool:
+        """Whether hosts are processes of their own, so that each sees its part alone."""
+        return self.host_count > 1 and not self.played
 
     @property
     def row_parts(self) -> int:
@@ -68,6 +78,32 @@ class BatchSharding:
         """Ranges of the rows of a global batch of `size` rows that this process needs, in order and disjoint."""
         return _needed_rows(self, size)
 
+    @property
+    def host_rows(self) -> tuple[int, int]:
+        """First and last + 1 row of the host, of the smallest batch that can be cut (`divisor` rows)."""
+        own = self.divisor // self.host_count
+        return self.host_index * own, (self.host_index + 1) * own
+
+    def refuse_rows_of_other_hosts(self) -> None:
+        """Refuse a mesh that gives this process rows of another host, where a host reads only its own.
+
+        Raises:
+            ValueError: It does; the message says which host this process should be.
+        """
+        start, stop = self.host_rows
+        needed = self.rows(self.divisor)
+        if all(start <= low and high <= stop for low, high in needed):
+            return
+        index, count = dataloading_host(self.mesh, self.spec)
+        ranges = ", ".join(f"{low} to {high - 1}" for low, high in needed)
+        raise ValueError(
+            f"As host {self.host_index} of {self.host_count} this process reads the lanes of rows {start} to "
+            f"{stop - 1} of every {self.divisor}, and the mesh gives its devices rows {ranges}. Where lengths are "
+            f"known only once documents are read, both must agree: pass dataloading_host_index={index} and "
+            f"dataloading_host_count={count} here, as dataloading_host(mesh, batch_partition_spec) says, or another "
+            "mesh."
+        )
+
     def arrays(self, size: int, rows: Mapping[str, NDArray[np.int32]]) -> dict[str, jax.Array]:
         """Global arrays from this process's rows, which are those of `rows(size)` end to end."""
         ranges = self.rows(size)
@@ -79,6 +115,9 @@ class BatchSharding:
     def _array(self, size: int, ranges: Sequence[tuple[int, int]], array: NDArray[np.int32]) -> jax.Array:
         spec = PartitionSpec(*self.spec[: array.ndim])
         shape = (size, *array.shape[1:])
+        sharding = NamedSharding(self.mesh, spec)
+        if not ranges:
+            return jax.make_array_from_single_device_arrays(shape, sharding, [], dtype=array.dtype)
 
         def part(index: tuple[slice, ...]) -> NDArray[np.int32]:
             start, stop, _ = index[0].indices(size)
@@ -89,7 +128,51 @@ class BatchSharding:
                 before += high - low
             raise AssertionError(f"rows {start} to {stop} are not among {ranges}")
 
-        return jax.make_array_from_callback(shape, NamedSharding(self.mesh, spec), part)
+        return jax.make_array_from_callback(shape, sharding, part)
+
+
+class DataloadingHost(NamedTuple):
+    """Which part of the data a process loads; the first two arguments of `make_grain_llm_iterator`."""
+
+    dataloading_host_index: int
+    dataloading_host_count: int
+
+
+def dataloading_host(global_mesh: Mesh, batch_partition_spec: PartitionSpec | None = None) -> DataloadingHost:
+    """Which data-loading host this process is, for a mesh and the way in which it cuts a batch.
+
+    Processes that need the same rows are one host, as those along a model axis. The hosts are the largest number of
+    equal parts, each of consecutive rows, into which a batch can be cut so that no process needs rows of two; where
+    devices stand so that there are no such parts, all processes are one host, which loads everything. A process whose
+    devices need no rows at all is host 0.
+
+    All processes get the same count. With data of known lengths any index and count may be used, since what a process
+    reads follows from the mesh; with streamed data these are the ones that fit.
+
+    Args:
+        global_mesh: The mesh over which batches are cut.
+        batch_partition_spec: How it cuts (rows, positions) of a batch; by default all axes cut the rows.
+
+    Returns:
+        `dataloading_host_index` and `dataloading_host_count`.
+
+    Example:
+        >>> mesh = jax.make_mesh((jax.device_count(), 1), ("data", "model"))
+        >>> dataloading_host(mesh, PartitionSpec("data"))
+        DataloadingHost(dataloading_host_index=0, dataloading_host_count=1)
+    """
+    spec = PartitionSpec(tuple(global_mesh.axis_names)) if batch_partition_spec is None else batch_partition_spec
+    parts = BatchSharding(global_mesh, spec, 0, 1).row_parts
+    needed: dict[int, set[int]] = {}
+    row_spec = NamedSharding(global_mesh, PartitionSpec(*spec[:1]))
+    for device, index in row_spec.devices_indices_map((parts,)).items():
+        needed.setdefault(device.process_index, set()).add(index[0].indices(parts)[0])
+    own = needed.get(jax.process_index(), {0})
+    for count in range(parts, 0, -1):
+        size = parts // count
+        if parts % count == 0 and all(len({part // size for part in of}) == 1 for of in needed.values()):
+            return DataloadingHost(min(own) // size, count)
+    raise AssertionError("a single host can load everything")
 
 
 @lru_cache(maxsize=256)

@@ -19,6 +19,7 @@ from xlstm_jax.dataset.resume import resume
 from xlstm_jax.dataset.row_lengths import RowLengthSchedule
 from xlstm_jax.dataset.run import Run
 from xlstm_jax.dataset.timeline import Timeline
+from xlstm_jax.dataset.workers import Readers
 
 __all__ = ["LLMDataset", "LLMDatasetIterator", "cut_rows", "host_rows"]
 
@@ -100,7 +101,7 @@ class LLMDatasetIterator(grain.DatasetIterator[Row]):
     def _start(self, run: Run, position: Position, passed: int) -> None:
         lanes = run.lanes_of(self._config.host_index)
         self._progress = Progress(run, position)
-        self._planner = run.plan_from(position, lanes, {self._config.name: self._config.reader.read})
+        self._planner = run.plan_from(position, lanes, Readers([self._config], 0))
         self._after: Standing | None = None
         self._passed = passed
         self._rows_in_batch = 0

@@ -198,6 +198,7 @@ def make_grain_multihost_iterator(
     mixture: Mixture | Mapping[str, Any] | None = None,
     batch_schedule: BatchSchedule | Mapping[str, Any] | None = None,
     row_length_schedule: RowLengthSchedule | Mapping[Any, Any] | None = None,
+    warn_after_s: float | None = 60.0,
 ) -> MultiHostDataLoadIterator:
     """Create a multi-host data loader for LLM training from one or more datasets.
 
@@ -221,6 +222,7 @@ def make_grain_multihost_iterator(
             one process: arrays then hold this host's rows only.
         dataset_weights: Shares of the rows, numbers of any scale, of which some may be 0; equal by default.
         worker_count: Processes that run Python operations; 0 for none. Datasets without operations start none.
+            With `use_thread_prefetch`, threads.
         worker_buffer_size: Batches prepared ahead of the step, on the devices; 0 prepares each when it is asked for.
         drop_remainder: Whether the very last batch, of all epochs together, is left out where it is not full; else it
             is padded with rows whose segmentation is 0.
@@ -235,6 +237,8 @@ def make_grain_multihost_iterator(
             the mapping that a configuration file holds. It begins or ends with `global_batch_size`.
         row_length_schedule: Row lengths by steps, rows or tokens: a `RowLengthSchedule`, or the mapping that a
             configuration file holds, such as step → positions. It begins with `max_target_length`.
+        warn_after_s: Seconds after which a step that waits for its batch is told in the log, with the stage (read,
+            tokenise, pack, transfer) that it waits for; None for never.
 
     Returns:
         The loader.
@@ -251,10 +255,9 @@ def make_grain_multihost_iterator(
     )
     integer_weights(weights)  # It refuses what cannot be mixed, also where Grain does the mixing.
     hosts = integer("dataloading_host_count", dataloading_host_count, 1)
-    processes = integer("worker_count", worker_count, 0)
+    workers = integer("worker_count", worker_count, 0)
     prefetch = integer("worker_buffer_size", worker_buffer_size, 0)
-    if flag("use_thread_prefetch", use_thread_prefetch):
-        processes = 0
+    in_threads = flag("use_thread_prefetch", use_thread_prefetch)
     configs = named_apart([dataset.config for dataset in datasets if isinstance(dataset, LLMDataset)])
     ours = len(configs) == len(datasets)
     sharding = BatchSharding(
@@ -283,7 +286,8 @@ def make_grain_multihost_iterator(
             documents=lengths,
             drop_remainder=flag("drop_remainder", drop_remainder),
             one_epoch=flag("reset_after_epoch", reset_after_epoch),
-            worker_count=processes,
+            worker_count=workers,
+            in_threads=in_threads,
         )
     else:
         feed = ForeignFeed(
@@ -294,7 +298,7 @@ def make_grain_multihost_iterator(
             dataset_lengths=lengths,
             fields=batch_fields(batch_class),
             drop_remainder=flag("drop_remainder", drop_remainder),
-            worker_count=processes,
+            worker_count=0 if in_threads else workers,
         )
     loader = MultiHostDataLoadIterator(
         feed,
@@ -303,6 +307,7 @@ def make_grain_multihost_iterator(
         dataset_size=sum(lengths),
         reset_after_epoch=flag("reset_after_epoch", reset_after_epoch),
         prefetch=prefetch,
+        warn_after_s=warn_after_s,
     )
     LOGGER.info("Made %r.", loader)
     return loader
@@ -341,6 +346,7 @@ def make_grain_llm_iterator(
     batch_partition_spec: PartitionSpec | None = None,
     batch_schedule: BatchSchedule | Mapping[str, Any] | None = None,
     row_length_schedule: RowLengthSchedule | Mapping[Any, Any] | None = None,
+    warn_after_s: float | None = 60.0,
 ) -> MultiHostDataLoadIterator:
     """Create a multi-host data loader of one dataset: both functions above in one.
 
@@ -397,6 +403,7 @@ def make_grain_llm_iterator(
         batch_partition_spec=batch_partition_spec,
         batch_schedule=batch_schedule,
         row_length_schedule=row_length_schedule,
+        warn_after_s=warn_after_s,
     )
 
 

@@ -3,6 +3,7 @@
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -10,7 +11,9 @@ from typing import Any, Self
 from xlstm_jax.dataset.batch import batch_fields
 from xlstm_jax.dataset.feed import Feed, HostBatch
 from xlstm_jax.dataset.global_arrays import BatchSharding
-from xlstm_jax.dataset.prefetch import Prefetcher
+from xlstm_jax.dataset.prefetch import OnDemand, Prefetcher
+from xlstm_jax.dataset.stages import Board, stage
+from xlstm_jax.dataset.watchdog import Watchdog
 
 __all__ = ["MultiHostDataLoadIterator"]
 
@@ -31,6 +34,7 @@ class MultiHostDataLoadIterator:
         dataset_size: Documents of one epoch, over all datasets.
         reset_after_epoch: Whether each pass starts from the very beginning.
         prefetch: Batches prepared ahead of the step; 0 prepares each when it is asked for.
+        warn_after_s: Seconds after which a wait for a batch is logged, with the stage that it is for; None for never.
     """
 
     def __init__(
@@ -42,19 +46,19 @@ class MultiHostDataLoadIterator:
         dataset_size: int,
         reset_after_epoch: bool,
         prefetch: int,
+        warn_after_s: float | None,
     ) -> None:
         self.dataset_size = dataset_size
         self.reset_after_epoch = reset_after_epoch
         self._feed = feed
         self._sharding = sharding
         self._batch_class = batch_class
-        self._fields = batch_fields(batch_class)
-        self._prefetch = prefetch
-        self._batches: Iterator[tuple[HostBatch, Any]] | None = None
+        make_batch = partial(_make_batch, sharding, batch_class, batch_fields(batch_class))
+        self._preparation = _Preparation(feed, make_batch, prefetch, Watchdog(Board(), warn_after_s))
         self._at_start = True
         self._pass_ended = False
         self._closed = False
-        self._finalizer = weakref.finalize(self, feed.close)
+        self._finalizer = weakref.finalize(self, self._preparation.close)
 
     @property
     def iterator_length(self) -> int:
@@ -67,7 +71,7 @@ class MultiHostDataLoadIterator:
     def __iter__(self) -> Self:
         self._refuse_if_closed()
         if self.reset_after_epoch and not self._at_start:
-            self._stop()
+            self._preparation.stop()
             self._feed.restart()
             self._at_start = True
         self._pass_ended = False
@@ -80,20 +84,23 @@ class MultiHostDataLoadIterator:
         if self._feed.at_pass_end():
             self._end_pass()
             raise StopIteration
-        if self._batches is None:
-            self._batches = self._start()
-        try:
-            delivered, batch = next(self._batches)
-        except StopIteration:
+        prepared = self._preparation.next_batch()
+        if prepared is None:
             self._end_pass()
-            raise
+            raise StopIteration
+        delivered, batch = prepared
         self._feed.deliver(delivered)
         self._at_start = False
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """The position after the last batch that was handed out: small, plain JSON, the same on all hosts."""
-        return self._feed.get_state()
+        """The position after the last batch that was handed out: small, plain JSON, the same on all hosts.
+
+        Of data whose lengths are known only once documents are read, each process knows its own lanes. With several
+        processes this is a collective then: all must call it, at the same step, from the thread that trains.
+        """
+        with self._preparation.waiting("The position"):
+            return self._feed.get_state()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on behind the batch after which `state` was taken.
@@ -102,7 +109,7 @@ class MultiHostDataLoadIterator:
             PositionError: `state` is one of other data or settings, or none at all; the message names what differs.
         """
         self._refuse_if_closed()
-        self._stop()
+        self._preparation.stop()
         self._feed.set_state(state)
         self._at_start = True
         self._pass_ended = False
@@ -122,9 +129,8 @@ class MultiHostDataLoadIterator:
         return self._feed.epochs_seen
 
     def close(self) -> None:
-        """End all threads and processes; idempotent."""
+        """End all threads and processes, whatever they are doing; idempotent."""
         self._closed = True
-        self._stop()
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -142,25 +148,12 @@ class MultiHostDataLoadIterator:
             f"{self._sharding.host_count}, reset_after_epoch={self.reset_after_epoch})"
         )
 
-    def _start(self) -> Iterator[tuple[HostBatch, Any]]:
-        tasks = _to_arrays(self._feed.tasks(), self._sharding, self._batch_class, self._fields)
-        if not self._prefetch:
-            return (task() for task in tasks)
-        prefetcher = Prefetcher(tasks, depth=self._prefetch, threads=min(self._prefetch, os.cpu_count() or 1))
-        self._stop_prefetch = weakref.finalize(self, prefetcher.close)
-        return prefetcher
-
-    def _stop(self) -> None:
-        if isinstance(self._batches, Prefetcher):
-            self._stop_prefetch()
-        self._batches = None
-
     def _end_pass(self) -> None:
         self._pass_ended = True
         self._feed.end_pass()
         if self.reset_after_epoch:
             # A position saved between two passes is the start of the next.
-            self._stop()
+            self._preparation.stop()
             self._feed.restart()
             self._at_start = True
 
@@ -169,16 +162,60 @@ class MultiHostDataLoadIterator:
             raise ValueError("This loader has been closed; make a new one.")
 
 
-def _to_arrays(
-    tasks: Iterator[Callable[[], HostBatch]], sharding: BatchSharding, batch_class: type[Any], fields: tuple[str, ...]
-) -> Iterator[Callable[[], tuple[HostBatch, Any]]]:
-    for task in tasks:
-        yield partial(_make_batch, task, sharding, batch_class, fields)
+class _Preparation:
+    """A feed and what prepares its batches; holds no reference to the loader, so that the loader's end can end it."""
+
+    def __init__(self, feed: Feed, make_batch: Callable[[HostBatch], Any], prefetch: int, watchdog: Watchdog) -> None:
+        self._feed = feed
+        self._make_batch = make_batch
+        self._prefetch = prefetch
+        self._watchdog = watchdog
+        self._batches: Prefetcher[tuple[HostBatch, Any]] | OnDemand[tuple[HostBatch, Any]] | None = None
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Watch a wait of the thread that trains."""
+        with self._watchdog.waiting(what), self._watchdog.board.in_use():
+            yield
+
+    def next_batch(self) -> tuple[HostBatch, Any] | None:
+        """The next batch, or None where the data has ended."""
+        with self.waiting("The next batch"):
+            if self._batches is None:
+                self._batches = self._start()
+            prepared = next(self._batches, None)
+            if prepared is None or not self._feed.has_batch(prepared[0]):
+                return None
+            return prepared
+
+    def stop(self) -> None:
+        """Forget what has been prepared."""
+        batches, self._batches = self._batches, None
+        if batches is not None:
+            batches.close()
+
+    def close(self) -> None:
+        """End all threads and processes; idempotent."""
+        if self._batches is not None:
+            # Before workers end: else those who wait for them would tell of an error.
+            self._batches.stop()
+        self._feed.close()
+        self.stop()
+        self._watchdog.close()
+
+    def _start(self) -> Prefetcher[tuple[HostBatch, Any]] | OnDemand[tuple[HostBatch, Any]]:
+        tasks = (partial(_prepare, task, self._make_batch) for task in self._feed.tasks())
+        if not self._prefetch:
+            return OnDemand(tasks)
+        threads = min(self._prefetch, os.cpu_count() or 1)
+        return Prefetcher(tasks, depth=self._prefetch, threads=threads, board=self._watchdog.board)
 
 
-def _make_batch(
-    task: Callable[[], HostBatch], sharding: BatchSharding, batch_class: type[Any], fields: tuple[str, ...]
-) -> tuple[HostBatch, Any]:
+def _prepare(task: Callable[[], HostBatch], make_batch: Callable[[HostBatch], Any]) -> tuple[HostBatch, Any]:
     host = task()
-    arrays = sharding.arrays(host.size, {field: host.rows[field] for field in fields})
-    return host._replace(rows={}), batch_class(**arrays)
+    return host._replace(rows={}), make_batch(host)
+
+
+def _make_batch(sharding: BatchSharding, batch_class: type[Any], fields: tuple[str, ...], host: HostBatch) -> Any:
+    with stage("transfer", "rows to the devices"):
+        return batch_class(**sharding.arrays(host.size, {field: host.rows[field] for field in fields}))

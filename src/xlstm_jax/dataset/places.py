@@ -133,7 +133,8 @@ class Planner:
         moment = self._moment.after(1, size, length)
         after = self._stand(moment, place, runs, moved)
         plan = BatchPlan(self._moment.step, size, length, rows, whole, tuple(runs), after)
-        if plan.rows:
+        if plan.rows or self._pad_ended_lanes:
+            # Where other processes read the other lanes, the run may go on although all lanes of this one have ended.
             self._moment, self._place, self._stage = after.moment, after.place, after.stage
         return plan
 

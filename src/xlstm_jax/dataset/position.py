@@ -11,7 +11,15 @@ from typing import Any
 from xlstm_jax.dataset.lanes import Cursor
 from xlstm_jax.dataset.schedule import BEGIN, Moment
 
-__all__ = ["DatasetPosition", "Position", "PositionError", "StagePosition", "differences"]
+__all__ = [
+    "DatasetPosition",
+    "Position",
+    "PositionError",
+    "StagePosition",
+    "cursor_from_json",
+    "cursor_to_json",
+    "differences",
+]
 
 VERSION = 1
 
@@ -33,7 +41,7 @@ class DatasetPosition:
     def parse(cls, entry: Mapping[str, Any]) -> "DatasetPosition":
         """Read what `Position.to_json` writes of one dataset, the shared settings among it."""
         return cls(
-            cursors=tuple(None if c is None else _cursor(*map(int, c)) for c in entry["cursors"]),
+            cursors=tuple(map(cursor_from_json, entry["cursors"])),
             settings={key: value for key, value in entry.items() if key not in {"cursors", "shares"}},
         )
 
@@ -101,7 +109,7 @@ class Position:
                 name: {
                     **own[name],
                     "shares": [self.weights[name], self.counts[name], self.drawn[name]],
-                    "cursors": [c and [*c[:4], *c.chain] for c in dataset.cursors],
+                    "cursors": [cursor_to_json(cursor) for cursor in dataset.cursors],
                 }
                 for name, dataset in self.datasets.items()
             },
@@ -135,7 +143,7 @@ class Position:
             )
         try:
             return cls._parse(state)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PositionError(f"The position is damaged: {error!r}. Restore an earlier checkpoint.") from error
 
     @classmethod
@@ -167,8 +175,17 @@ def _share_settings(
     return shared, {name: {k: v for k, v in s.items() if k not in shared} for name, s in settings.items()}
 
 
-def _cursor(epoch: int, document: int, offset: int, row: int, *chain: int) -> Cursor:
-    return Cursor(epoch, document, offset, row, chain)
+def cursor_to_json(cursor: Cursor | None) -> list[int] | None:
+    """A cursor as it stands in a position; None where it is not known."""
+    return None if cursor is None else [*cursor[:4], *cursor.chain]
+
+
+def cursor_from_json(numbers: Sequence[int] | None) -> Cursor | None:
+    """The cursor that `cursor_to_json` wrote."""
+    if numbers is None:
+        return None
+    epoch, document, offset, row, *chain = map(int, numbers)
+    return Cursor(epoch, document, offset, row, tuple(chain))
 
 
 _MISSING = object()

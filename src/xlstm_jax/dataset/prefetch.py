@@ -1,13 +1,14 @@
 """Work done ahead of its use, in threads, in order."""
 
 import logging
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-__all__ = ["Prefetcher"]
+from xlstm_jax.dataset.stages import Board
+
+__all__ = ["OnDemand", "Prefetcher"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -20,13 +21,46 @@ class Prefetcher(Generic[T]):
     """Iterates over the results of tasks, of which up to `depth` are done or under way ahead of their use.
 
     One thread draws the tasks from `tasks` in order, so drawing may carry state; `threads` others run them, so tasks
-    must not depend on each other. An error in either is raised at its place in the order.
+    must not depend on each other. An error in either is raised at its place in the order, and again by every later
+    step: a loop that catches it must not take the next result for the one that failed.
+
+    The threads are daemons, so that none that hangs in a read keeps the interpreter from ending.
     """
 
-    def __init__(self, tasks: Iterator[Callable[[], T]], *, depth: int, threads: int) -> None:
-        self._state = _State(tasks, depth, threads)
-        self._thread = threading.Thread(target=self._state.draw, name="xlstm-data-plan", daemon=True)
-        self._thread.start()
+    def __init__(self, tasks: Iterator[Callable[[], T]], *, depth: int, threads: int, board: Board) -> None:
+        self._state = state = _State(tasks, depth)
+        roles = [("plan", state.draw), *[("build", state.build)] * threads]
+        self._threads = [
+            threading.Thread(target=_run, args=(board, work), name=f"xlstm-data-{role}", daemon=True)
+            for role, work in roles
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        return self._state.take()
+
+    def stop(self) -> None:
+        """Let all threads end after what they are doing, and a step that waits fail; returns at once."""
+        self._state.stop()
+
+    def close(self) -> None:
+        """End all threads; idempotent, and returns even if a task never does."""
+        self.stop()
+        for thread in self._threads:
+            thread.join(JOIN_TIMEOUT_S)
+        if any(thread.is_alive() for thread in self._threads):
+            LOGGER.warning("A read has not returned for %g s after close(); its thread is left behind.", JOIN_TIMEOUT_S)
+
+
+class OnDemand(Generic[T]):
+    """Iterates over the results of tasks, each run when it is asked for; errors are raised again as by `Prefetcher`."""
+
+    def __init__(self, tasks: Iterator[Callable[[], T]]) -> None:
+        self._tasks = tasks
         self._end: BaseException | None = None
 
     def __iter__(self) -> Iterator[T]:
@@ -34,48 +68,109 @@ class Prefetcher(Generic[T]):
 
     def __next__(self) -> T:
         if self._end is not None:
-            # An error stays: a loop that catches it must not take the next batch for the one that failed.
             raise self._end
         try:
-            result = self._state.ready.get().result()
-        except BaseException as end:
-            self._end = end
+            return next(self._tasks)()
+        except BaseException as error:
+            self._end = error
             raise
-        self._state.slots.release()
-        return result
+
+    def stop(self) -> None:
+        """Nothing runs."""
 
     def close(self) -> None:
-        """End all threads; idempotent, and returns even if a task never does."""
-        self._end = self._end or ValueError("This prefetcher has been closed.")
-        self._state.stop.set()
-        self._state.slots.release()
-        self._state.pool.shutdown(wait=False, cancel_futures=True)
-        self._thread.join(JOIN_TIMEOUT_S)
-        if self._thread.is_alive():
-            LOGGER.warning("A read has not returned for %g s after close(); its thread is left behind.", JOIN_TIMEOUT_S)
+        """Nothing is to be ended."""
+
+
+class _Slot(Generic[T]):
+    """A task and, once it is done, what came of it."""
+
+    def __init__(self, task: Callable[[], T] | None, error: BaseException | None = None) -> None:
+        self.task = task
+        self.error = error
+        self.results: list[T] = []
+
+    @property
+    def done(self) -> bool:
+        return bool(self.results) or self.error is not None
+
+    def run(self) -> None:
+        assert self.task is not None, "only slots with a task are run"
+        try:
+            self.results = [self.task()]
+        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+            self.error = error
 
 
 class _State(Generic[T]):
-    """What the drawing thread needs; it holds no reference to the prefetcher, so that one can be collected."""
+    """What the threads need; it holds no reference to the prefetcher, so that one can be collected."""
 
-    def __init__(self, tasks: Iterator[Callable[[], T]], depth: int, threads: int) -> None:
-        self.tasks = tasks
-        self.slots = threading.Semaphore(depth)
-        self.stop = threading.Event()
-        self.ready: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="xlstm-data-build")
+    def __init__(self, tasks: Iterator[Callable[[], T]], depth: int) -> None:
+        self._tasks = tasks
+        self._depth = depth
+        self._changed = threading.Condition()
+        self._slots: deque[_Slot[T]] = deque()
+        """Results that have not been taken, in order."""
+        self._to_run: deque[_Slot[T]] = deque()
+        self._stopped = False
+
+    def take(self) -> T:
+        """The next result, once it is there."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or (self._slots and self._slots[0].done))
+            if self._stopped:
+                raise ValueError("This prefetcher has been closed.")
+            slot = self._slots[0]
+            if slot.error is not None:
+                raise slot.error
+            self._slots.popleft()
+            self._changed.notify_all()
+            return slot.results[0]
 
     def draw(self) -> None:
-        """Draw tasks and hand them to the pool, never more than `depth` ahead."""
+        """Draw tasks in order, never more than `depth` ahead."""
         while True:
-            self.slots.acquire()
-            if self.stop.is_set():
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or len(self._slots) < self._depth)
+                if self._stopped:
+                    return
+            slot = self._draw_one()
+            with self._changed:
+                self._slots.append(slot)
+                if not slot.done:
+                    self._to_run.append(slot)
+                self._changed.notify_all()
+            if slot.done:
                 return
-            try:
-                self.ready.put(self.pool.submit(next(self.tasks)))
-            except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
-                if not self.stop.is_set():
-                    failed: Future[T] = Future()
-                    failed.set_exception(error)
-                    self.ready.put(failed)
-                return
+
+    def _draw_one(self) -> _Slot[T]:
+        try:
+            return _Slot(next(self._tasks))
+        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+            return _Slot(None, error)
+
+    def build(self) -> None:
+        """Run tasks that have been drawn."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._to_run)
+                if self._stopped:
+                    return
+                slot = self._to_run.popleft()
+            slot.run()
+            with self._changed:
+                self._changed.notify_all()
+            del slot  # What it holds is not needed while the next is waited for.
+
+    def stop(self) -> None:
+        """Wake all who wait, for the last time."""
+        with self._changed:
+            self._stopped = True
+            self._to_run.clear()
+            self._slots.clear()
+            self._changed.notify_all()
+
+
+def _run(board: Board, work: Callable[[], None]) -> None:
+    with board.in_use():
+        work()

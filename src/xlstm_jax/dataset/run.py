@@ -16,7 +16,7 @@ from xlstm_jax.dataset.places import Diet, Planner, StageStanding, Standing, rou
 from xlstm_jax.dataset.position import DatasetPosition, Position, PositionError, StagePosition
 from xlstm_jax.dataset.schedule import BEGIN, Moment, Schedule
 from xlstm_jax.dataset.timeline import Timeline
-from xlstm_jax.dataset.windows import LaneSlice, PlannedWindows, ReadDocuments, StreamedWindows, Windows
+from xlstm_jax.dataset.windows import ChunkReader, LaneSlice, PlannedWindows, StreamedWindows, Windows
 
 __all__ = ["Piece", "Run"]
 
@@ -194,7 +194,7 @@ class Run:
         return DatasetPosition(cursors=cursors, settings=dataset.settings(self.window_rows(dataset)))
 
     def plan_from(
-        self, position: Position, lanes: Sequence[int], readers: Mapping[str, ReadDocuments], *, one_epoch: bool = False
+        self, position: Position, lanes: Sequence[int], readers: Mapping[str, ChunkReader], *, one_epoch: bool = False
     ) -> Planner:
         """A planner that goes on from a position.
 
@@ -235,7 +235,7 @@ class Run:
         return Planner(built, rounds, diet, standing, pad_ended_lanes=not self.planned)
 
     def _streams(
-        self, lane: int, position: Position, readers: Mapping[str, ReadDocuments], one_epoch: bool
+        self, lane: int, position: Position, readers: Mapping[str, ChunkReader], one_epoch: bool
     ) -> list[RowStream]:
         streams = []
         for dataset in self.datasets:
@@ -253,7 +253,7 @@ class Run:
         return LaneSlice(order=dataset.order, lane=lane, num_shards=self.num_shards, endless=endless)
 
     def _windows(
-        self, dataset: DatasetConfig, lane: int, endless: bool, readers: Mapping[str, ReadDocuments], row_length: int
+        self, dataset: DatasetConfig, lane: int, endless: bool, readers: Mapping[str, ChunkReader], row_length: int
     ) -> Windows:
         part = self.lane_slice(dataset, lane, endless=endless)
         packing = dataset.packing(self.window_rows(dataset), row_length)

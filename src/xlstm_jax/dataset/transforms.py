@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from xlstm_jax.dataset.order import keyed_hash
 from xlstm_jax.dataset.sources.base import TOKEN_FIELDS
+from xlstm_jax.dataset.stages import stage
 
 __all__ = ["DocumentReader", "Documents", "EmptyCount", "check_operations"]
 
@@ -127,15 +128,20 @@ class DocumentReader:
 
     def read(self, epoch: int, index: NDArray[np.int64]) -> Documents:
         """Read the documents at `index` ([k] places in the source); filters may leave fewer than k."""
-        read = zip(index.tolist(), _read_elements(self.source, index.tolist()), strict=True)
-        # What a filter of a grain.MapDataset drops stands there as None, and so does a bad record that a source skips.
-        pairs = [(i, element) for i, element in read if element is not None]
+        wanted = index.tolist()
+        what = f"dataset {self.name!r}, epoch {epoch}, {len(wanted)} documents, the first is document {wanted[0]}"
+        with stage("read", what):
+            read = zip(wanted, _read_elements(self.source, wanted), strict=True)
+            # What a filter of a grain.MapDataset drops stands there as None, and so does a bad record that a source
+            # skips.
+            pairs = [(i, element) for i, element in read if element is not None]
         kept, elements = [i for i, _ in pairs], [element for _, element in pairs]
-        if self.operations:
-            elements = [_own_copy(element) for element in elements]
-        for place, operation in enumerate(self.operations):
-            kept, elements = self._apply(operation, place, epoch, kept, elements)
-        documents = Documents.collect(kept, elements, self.describe)
+        with stage("tokenise", what):
+            if self.operations:
+                elements = [_own_copy(element) for element in elements]
+            for place, operation in enumerate(self.operations):
+                kept, elements = self._apply(operation, place, epoch, kept, elements)
+            documents = Documents.collect(kept, elements, self.describe)
         self.empty.add(int(np.count_nonzero(documents.lengths == 0)), len(kept), self.name)
         return documents
 

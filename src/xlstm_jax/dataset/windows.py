@@ -6,6 +6,7 @@ packing on the same order, so both give the same rows for the same documents.
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -14,12 +15,23 @@ from numpy.typing import NDArray
 
 from xlstm_jax.dataset.order import Order, keyed_hash, shard_bounds
 from xlstm_jax.dataset.packing import PackedWindow, Packing, pack_window
+from xlstm_jax.dataset.stages import stage
 from xlstm_jax.dataset.transforms import Documents
 
-__all__ = ["LaneSlice", "PlannedWindows", "ReadDocuments", "StreamedWindows", "Window", "Windows"]
+__all__ = ["ChunkReader", "LaneSlice", "PlannedWindows", "StreamedWindows", "Window", "Windows"]
 
-ReadDocuments = Callable[[int, NDArray[np.int64]], Documents]
 LengthsOf = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+
+
+class ChunkReader(Protocol):
+    """How the documents of a streamed dataset are read."""
+
+    @property
+    def ahead(self) -> int:
+        """Chunks that are worth starting ahead of the one that is needed."""
+
+    def start(self, epoch: int, index: NDArray[np.int64]) -> Future[Documents]:
+        """Begin to read the documents at `index` ([k] places in the source); filters may leave fewer than k."""
 
 
 class Window(NamedTuple):
@@ -84,6 +96,10 @@ class LaneSlice:
         start, stop = self.bounds
         return stop - start
 
+    def label(self, epoch: int) -> str:
+        """What is read here, in words."""
+        return f"dataset {self.order.name!r}, epoch {epoch}, lane {self.lane}"
+
     def read(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         """Source indices of the lane's documents `start` to `stop` in this epoch."""
         base = self.bounds[0]
@@ -114,7 +130,8 @@ class PlannedWindows:
         while True:
             ahead = self._look_ahead(epoch, first, min(size, first + count))
             last = first + len(ahead.source_index) >= size
-            packed = pack_window(ahead.lengths, self._packing, last=last, offset=offset, key=key)
+            with stage("pack", self._lane.label(epoch)):
+                packed = pack_window(ahead.lengths, self._packing, last=last, offset=offset, key=key)
             if packed is not None:
                 break
             count = 2 * len(ahead.source_index)
@@ -162,11 +179,12 @@ class _Ahead(NamedTuple):
 class StreamedWindows:
     """Windows of documents that must be read, and their operations applied, to know their lengths."""
 
-    def __init__(self, lane: LaneSlice, packing: Packing, read: ReadDocuments, chunk: int = 256) -> None:
+    def __init__(self, lane: LaneSlice, packing: Packing, reader: ChunkReader, chunk: int = 256) -> None:
         self._lane = lane
         self._packing = packing
-        self._read = read
+        self._reader = reader
         self._chunk = chunk
+        self._started: dict[tuple[int, int], tuple[NDArray[np.int64], Future[Documents]]] = {}
         self._chunks: dict[tuple[int, int], Documents] = {}
 
     def read(self, epoch: int, first: int, offset: int) -> Window | None:
@@ -179,7 +197,8 @@ class StreamedWindows:
         while True:
             stop = min(size, (stop // self._chunk + 1) * self._chunk)
             ahead = self._look_ahead(epoch, first, stop)
-            packed = pack_window(ahead.lengths, self._packing, last=stop >= size, offset=offset, key=key)
+            with stage("pack", self._lane.label(epoch)):
+                packed = pack_window(ahead.lengths, self._packing, last=stop >= size, offset=offset, key=key)
             if packed is not None:
                 break
         return self._window(epoch, first, offset, ahead, packed)
@@ -208,12 +227,21 @@ class StreamedWindows:
         """Documents `first` to `stop` of the lane's slice; a document that a filter dropped has length 0."""
         parts = []
         for at in range(first // self._chunk * self._chunk, stop, self._chunk):
-            end = min(at + self._chunk, len(self._lane))
             if (epoch, at) not in self._chunks:
-                index = self._lane.read(epoch, at, end)
-                self._chunks[epoch, at] = _restore_dropped(index, self._read(epoch, index))
+                self._chunks[epoch, at] = self._read_chunk(epoch, at)
             parts.append(_slice(self._chunks[epoch, at], max(first - at, 0)))
         return Documents.join(parts)
+
+    def _read_chunk(self, epoch: int, at: int) -> Documents:
+        """A chunk, with those behind it started as well, so that workers are busy while this one is waited for."""
+        size = len(self._lane)
+        for start in range(at, min(size, at + (1 + self._reader.ahead) * self._chunk), self._chunk):
+            if (epoch, start) not in self._started:
+                index = self._lane.read(epoch, start, min(start + self._chunk, size))
+                self._started[epoch, start] = index, self._reader.start(epoch, index)
+        index, reading = self._started.pop((epoch, at))
+        with stage("tokenise", f"{self._lane.label(epoch)}, in a worker"):
+            return _restore_dropped(index, reading.result())
 
 
 def _repack(window: Window, length: int, emitted: int, packing: Packing, lane: LaneSlice) -> Window:

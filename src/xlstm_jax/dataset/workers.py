@@ -1,42 +1,55 @@
-"""Worker processes that read documents and run Python operations on them."""
+"""Documents read and operations applied ahead of their use: in this process, in threads, or in worker processes."""
 
-import logging
-import multiprocessing
-import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Protocol
 
-import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
 from xlstm_jax.dataset.config import DatasetConfig
 from xlstm_jax.dataset.transforms import DocumentReader, Documents
-from xlstm_jax.dataset.windows import ReadDocuments
+from xlstm_jax.dataset.windows import ChunkReader
+from xlstm_jax.dataset.worker_process import WorkerEndedError, WorkerProcess
 
 __all__ = ["Readers"]
 
-LOGGER = logging.getLogger(__name__)
+MOST_AHEAD = 512
+"""Chunks that all lanes and datasets together start ahead, at most; one each is always allowed."""
 
 
-class Readers(Mapping[str, ReadDocuments]):
-    """How the documents of each streamed dataset are read: in this process, or in workers.
+class Readers(Mapping[str, ChunkReader]):
+    """How the documents of each streamed dataset are read.
 
-    The workers start when the first document is asked for, and end with `close`, with this process, or if it is killed.
+    Worker processes run the operations of datasets that have any; they start when the first document is asked for, and
+    end with `close`, with this process, or if it is killed. Threads read all streamed datasets, as they spare the step
+    the wait for slow storage as well. Without either, documents are read when they are asked for.
+
+    Args:
+        datasets: The datasets of a run.
+        worker_count: Workers; 0 for none.
+        in_threads: Whether workers are threads of this process.
+        lanes: Lanes that are read.
     """
 
-    def __init__(self, datasets: Sequence[DatasetConfig], worker_count: int) -> None:
+    def __init__(
+        self, datasets: Sequence[DatasetConfig], worker_count: int, *, in_threads: bool = False, lanes: int = 1
+    ) -> None:
         self._readers = {dataset.name: dataset.reader for dataset in datasets if not dataset.planned}
-        self._worker_count = worker_count if any(reader.operations for reader in self._readers.values()) else 0
-        self._pool: Executor | None = None
+        self._worker_count = worker_count
+        self._in_threads = in_threads
+        self._ahead = max(1, min(worker_count + 1, MOST_AHEAD // (lanes * max(1, len(self._readers)))))
+        self._pool: _Pool | None = None
         self._lock = threading.Lock()
 
-    def __getitem__(self, name: str) -> ReadDocuments:
+    def __getitem__(self, name: str) -> ChunkReader:
         reader = self._readers[name]
-        if not self._worker_count or not reader.operations:
-            return reader.read
-        return self._in_workers(name)
+        if self._worker_count and (self._in_threads or reader.operations):
+            return _AheadReader(self, name, self._ahead)
+        return _DirectReader(reader)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._readers)
@@ -44,57 +57,108 @@ class Readers(Mapping[str, ReadDocuments]):
     def __len__(self) -> int:
         return len(self._readers)
 
+    def submit(self, name: str, epoch: int, index: NDArray[np.int64]) -> Future[Documents]:
+        """Let a worker read the documents of a dataset at `index`."""
+        with self._lock:
+            if self._pool is not None and self._pool.broken_by is not None:
+                self._pool.close()
+                self._pool = None
+            if self._pool is None:
+                self._pool = _Pool(self._make_worker, self._worker_count)
+            return self._pool.submit(name, epoch, index)
+
     def close(self) -> None:
-        """End the workers; idempotent."""
+        """End the workers; idempotent, and returns whatever they are doing."""
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.close()
 
-    def _in_workers(self, name: str) -> ReadDocuments:
-        def read(epoch: int, index: NDArray[np.int64]) -> Documents:
-            parts = np.array_split(index, min(self._worker_count, len(index)))
-            pool = self._start()
-            futures = [pool.submit(_read, name, epoch, part) for part in parts]
-            return Documents.join([future.result() for future in futures])
-
-        return read
-
-    def _start(self) -> Executor:
-        with self._lock:
-            if self._pool is None:
-                self._pool = ProcessPoolExecutor(
-                    self._worker_count,
-                    mp_context=multiprocessing.get_context("spawn"),
-                    initializer=_set_up_worker,
-                    initargs=(_pickle(self._readers),),
-                )
-            return self._pool
+    def _make_worker(self) -> "_Worker":
+        return _ThreadWorker(self._readers) if self._in_threads else WorkerProcess(self._readers)
 
 
-_IN_WORKER: dict[str, DocumentReader] = {}
+@dataclass(frozen=True, slots=True)
+class _DirectReader:
+    """Reads in the thread that asks."""
+
+    reader: DocumentReader
+    ahead: int = 0
+
+    def start(self, epoch: int, index: NDArray[np.int64]) -> Future[Documents]:
+        """See `ChunkReader.start`."""
+        done: Future[Documents] = Future()
+        done.set_result(self.reader.read(epoch, index))
+        return done
 
 
-def _set_up_worker(readers: bytes) -> None:
-    def end_with_parent() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
+@dataclass(frozen=True, slots=True)
+class _AheadReader:
+    """Lets workers read."""
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    _IN_WORKER.update(cloudpickle.loads(readers))
+    readers: Readers
+    name: str
+    ahead: int
 
-
-def _read(name: str, epoch: int, index: NDArray[np.int64]) -> Documents:
-    return _IN_WORKER[name].read(epoch, index)
+    def start(self, epoch: int, index: NDArray[np.int64]) -> Future[Documents]:
+        """See `ChunkReader.start`."""
+        return self.readers.submit(self.name, epoch, index)
 
 
-def _pickle(readers: Mapping[str, DocumentReader]) -> bytes:
-    try:
-        return bytes(cloudpickle.dumps(dict(readers)))
-    except Exception as error:
-        raise TypeError(
-            f"A source or an operation cannot be pickled to worker processes: {error}. Make it picklable, or pass "
-            "use_thread_prefetch=True to run operations in this process."
-        ) from error
+class _Worker(Protocol):
+    """What reads one chunk of documents after the other."""
+
+    def read(self, name: str, epoch: int, index: NDArray[np.int64]) -> Documents:
+        """Documents of the dataset `name` at `index`."""
+
+    def kill(self) -> None:
+        """End it, whatever it is doing."""
+
+
+class _ThreadWorker:
+    """Reads in the thread that drives it."""
+
+    def __init__(self, readers: Mapping[str, DocumentReader]) -> None:
+        self._readers = readers
+
+    def read(self, name: str, epoch: int, index: NDArray[np.int64]) -> Documents:
+        """See `_Worker.read`."""
+        return self._readers[name].read(epoch, index)
+
+    def kill(self) -> None:
+        """Nothing can end a thread; it is a daemon, and its result is not used."""
+
+
+class _Pool:
+    """Workers, each driven by a daemon thread of this process; chunks go to whichever is free first."""
+
+    def __init__(self, make_worker: Callable[[], _Worker], count: int) -> None:
+        self._jobs: SimpleQueue[tuple[Future[Documents], str, int, NDArray[np.int64]] | None] = SimpleQueue()
+        self._workers = [make_worker() for _ in range(count)]
+        self.broken_by: BaseException | None = None
+        for worker in self._workers:
+            threading.Thread(target=self._drive, args=(worker,), name="xlstm-data-read", daemon=True).start()
+
+    def submit(self, name: str, epoch: int, index: NDArray[np.int64]) -> Future[Documents]:
+        future: Future[Documents] = Future()
+        self._jobs.put((future, name, epoch, index))
+        return future
+
+    def close(self) -> None:
+        self.broken_by = self.broken_by or ValueError("The workers of this loader have been closed.")
+        for worker in self._workers:
+            worker.kill()
+            self._jobs.put(None)
+
+    def _drive(self, worker: _Worker) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, name, epoch, index = job
+            try:
+                if self.broken_by is not None:
+                    raise self.broken_by  # noqa: TRY301 - told like any other
+                future.set_result(worker.read(name, epoch, index))
+            except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+                if isinstance(error, WorkerEndedError):
+                    self.broken_by = self.broken_by or error
+                future.set_exception(error)
+            del future, job

@@ -1,0 +1,101 @@
+"""What processes tell each other of streamed data: whether it goes on, and where their lanes stand.
+
+Of streamed data each process knows only the lanes that it reads. Everything here is a collective: all processes call
+it at the same step, from the thread that trains (collectives must run in one order on all processes, which another
+thread could not keep).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from jax.experimental import multihost_utils
+from numpy.typing import NDArray
+
+from xlstm_jax.dataset.places import rounds_at
+from xlstm_jax.dataset.position import Position, cursor_from_json, cursor_to_json
+from xlstm_jax.dataset.stages import stage
+
+__all__ = ["EndOfData", "gather_json", "join_positions", "own_part"]
+
+
+class EndOfData:
+    """Agreement of all processes on the last batch, in one small exchange for every `every` batches.
+
+    Each process prepares its rows `every` batches ahead, and tells how many of these batches hold any of its documents.
+    The data goes on as long as it does on any process.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._left = 0
+        self._last = False
+
+    def has_batch(self, ahead: int) -> bool:
+        """Whether there is a next batch on any process.
+
+        Args:
+            ahead: Of the next `every` batches, the number of those that this process knows to hold its documents.
+        """
+        if not self._left and not self._last:
+            with stage("agree", "whether the data goes on, with the other processes"):
+                self._left = int(_gather(np.array([ahead], dtype=np.int32)).max())
+            self._last = self._left < self._every
+        if not self._left:
+            return False
+        self._left -= 1
+        return True
+
+
+def gather_json(own: Any) -> list[Any]:
+    """What each process passed in, in order of the processes."""
+    with stage("agree", "on a position, with the other processes"):
+        text = np.frombuffer(json.dumps(own).encode(), dtype=np.uint8)
+        sizes = _gather(np.array([len(text)], dtype=np.int32)).ravel()
+        padded = np.zeros(int(sizes.max()), dtype=np.uint8)
+        padded[: len(text)] = text
+        texts = _gather(padded)
+    return [json.loads(texts[process, :size].tobytes()) for process, size in enumerate(sizes)]
+
+
+def own_part(position: Position, lanes: Sequence[int]) -> dict[str, Any]:
+    """What only a process that reads these lanes knows of a position, as JSON."""
+    rounds = _rounds(position)
+    return {
+        "lanes": list(lanes),
+        "cursors": {
+            name: [cursor_to_json(dataset.cursors[lane]) for lane in lanes]
+            for name, dataset in position.datasets.items()
+        },
+        "rounds": [rounds[lane] for lane in lanes],
+    }
+
+
+def join_positions(position: Position, parts: Sequence[Mapping[str, Any]]) -> Position:
+    """The position of the run, from that of one process and the parts of all."""
+    expected = _rounds(replace(position, stage=replace(position.stage, rounds=None)))
+    rounds = list(expected)
+    cursors = {name: list(dataset.cursors) for name, dataset in position.datasets.items()}
+    # Processes that read the same lanes say the same of them.
+    for part in parts:
+        for at, lane in enumerate(part["lanes"]):
+            rounds[lane] = part["rounds"][at]
+            for name, of_dataset in part["cursors"].items():
+                cursors[name][lane] = cursor_from_json(of_dataset[at])
+    return replace(
+        position,
+        datasets={name: replace(old, cursors=tuple(cursors[name])) for name, old in position.datasets.items()},
+        stage=replace(position.stage, rounds=None if rounds == expected else tuple(rounds)),
+    )
+
+
+def _rounds(position: Position) -> Sequence[int]:
+    stage, weights = position.stage, [position.weights[name] for name in position.datasets]
+    return stage.rounds or rounds_at(position.place, stage.start, weights, position.num_shards)
+
+
+def _gather(own: NDArray[Any]) -> NDArray[Any]:
+    """[processes, …] what each process passed in."""
+    return np.asarray(multihost_utils.process_allgather(own))
