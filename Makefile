@@ -6,6 +6,9 @@ BIN := .venv/bin
 INTEROP_PIP := .venv-interop/bin/python -m pip install --quiet --disable-pip-version-check
 NAMED := $(if $(filter file,$(origin PYTHON)),,--same-python)
 
+# Two files of tests at a time; the tests of one file share what they have set up.
+TWO_CORES := -n 2 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-interop lint format bench soak wheel clean environment-demo environment-dev
 
@@ -17,7 +20,7 @@ demo: environment-demo ## train on real text, kill, resume, compare: under five 
 	$(BIN)/python examples/demo.py
 
 test: environment-dev ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO_CORES)
 
 test-interop: .venv-interop/complete ## stores written here open in Megatron's own code, and its stores here
 	.venv-interop/bin/python tools/check_megatron.py

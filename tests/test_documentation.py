@@ -1,5 +1,6 @@
 """The documentation is true: its code runs, its links lead somewhere, and its commands exist."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -38,6 +39,27 @@ def test_links_lead_somewhere(page):
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert not broken
+
+
+def texts_in_the_code() -> list[str]:
+    """All strings, and the fixed parts of formatted ones."""
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "src").rglob("*.py")]
+    constants = [node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return [value for value in constants if isinstance(value, str)]
+
+
+def test_messages_that_are_explained_are_messages_of_the_code():
+    explained = re.findall(r"^### `(.*)`$", (ROOT / "docs/guide/troubleshooting.md").read_text(), re.MULTILINE)
+    said = texts_in_the_code()
+    assert explained
+    assert [message for message in explained if not any(message in text for text in said)] == []
+
+
+def test_options_that_are_named_are_those_of_the_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["prepare", "--help"])
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    assert set(re.findall(r"--[a-z-]+", (ROOT / "docs/guide/preparing-data.md").read_text())) <= known
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

@@ -1,0 +1,45 @@
+"""What is installed: extras with the names that errors tell, the command, and nothing that is not needed."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from xlstm_jax.dataset.sources.extras import require
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+REQUIRED = {
+    (module.partition(".")[0], extra)
+    for path in (ROOT / "src").rglob("*.py")
+    for module, extra in re.findall(r'\brequire\("([\w.]+)", "([\w-]+)"\)', path.read_text())
+}
+
+
+@pytest.mark.parametrize(("module", "extra"), sorted(REQUIRED))
+def test_the_extra_that_an_error_names_installs_what_is_missing(module, extra):
+    distributions = {"zstandard": "zstandard", "orbax": "orbax-checkpoint", "yaml": "pyyaml"}
+    named = [re.match(r"[\w-]+", requirement)[0] for requirement in [*EXTRAS.get(extra, ()), *PROJECT["dependencies"]]]
+    assert distributions.get(module, module) in named
+
+
+def test_all_holds_every_extra_for_users_but_the_clouds():
+    held = set(re.fullmatch(r"xlstm-data\[(.*)\]", EXTRAS["all"][0])[1].split(","))
+    assert held == set(EXTRAS) - {"all", "demo", "dev", "s3", "gcs"}
+
+
+def test_a_missing_dependency_names_its_extra_and_a_broken_one_its_own_error(tmp_path, monkeypatch):
+    with pytest.raises(ImportError, match=r"pip install 'xlstm-data\[some\]'"):
+        require("there_is_no_such_module", "some")
+    (tmp_path / "broken_module.py").write_text("import there_is_no_such_module")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="there_is_no_such_module"):
+        require("broken_module", "some")
+
+
+def test_neither_tensorflow_nor_torch_is_needed():
+    assert not [
+        r for group in (PROJECT["dependencies"], *EXTRAS.values()) for r in group if re.match("tensor|torch", r)
+    ]
