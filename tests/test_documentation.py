@@ -16,6 +16,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+OPTION = r"--[a-z][a-z-]+"
 
 
 def text_without_code(page: Path) -> str:
@@ -58,8 +59,8 @@ def test_messages_that_are_explained_are_messages_of_the_code():
 def test_options_that_are_named_are_those_of_the_command(capsys):
     with pytest.raises(SystemExit):
         main(["prepare", "--help"])
-    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    assert set(re.findall(r"--[a-z-]+", (ROOT / "docs/guide/preparing-data.md").read_text())) <= known
+    known = set(re.findall(OPTION, capsys.readouterr().out))
+    assert set(re.findall(OPTION, (ROOT / "docs/guide/preparing-data.md").read_text())) <= known
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
