@@ -192,6 +192,70 @@ def test_a_refusal_names_every_field_that_differs(manager):
         assert len(draw(loader, 2)) == 2
 
 
+# --- Documents appended to a dataset ---------------------------------------------------------------------------------
+
+FEW, MORE = 60, 90
+
+
+def appendable(count: int, streamed: bool, **changes) -> Job:
+    documents = make_documents(0, MORE, 40)[:count]
+    return make_job(datasets={"web": Streamed(documents) if streamed else documents}, weights=None, shards=2, **changes)
+
+
+def tokens_of_epochs(job: Job, state, appended, count: int) -> list[int]:
+    with job.loader() as loader:
+        loader.set_state(state, appended=appended)
+        return real_tokens(draw(loader, count))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_dataset_that_has_grown_is_refused_unless_that_is_said(manager, streamed):
+    with appendable(FEW, streamed).loader() as loader:
+        draw(loader, 3)
+        save(manager, 3, loader)
+    with appendable(MORE, streamed).loader() as loader:
+        with pytest.raises(PositionError, match="documents: saved 60, now 90"):
+            restore(manager, 3, loader)
+        args = ocp.args.Composite(model=ocp.args.StandardRestore(MODEL), data=PositionRestore(loader, appended=["web"]))
+        manager.restore(3, args=args)
+        assert len(draw(loader, 2)) == 2
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_appended_documents_are_read_from_the_next_epoch_on_and_none_is_lost_or_repeated(streamed):
+    every = [np.concatenate(make_documents(0, MORE, 40)[:count]).tolist() for count in (FEW, MORE)]
+    with appendable(FEW, streamed).loader() as loader:
+        head = real_tokens(draw(loader, 3))
+        state = loader.get_state()
+    two_epochs = {"num_epochs": 2, "drop_remainder": False}
+    tail = tokens_of_epochs(appendable(MORE, streamed, **two_epochs), state, ["web"], 1000)
+    assert sorted(head + tail) == sorted(every[0] + every[1])
+
+
+def test_a_run_whose_data_has_grown_resumes_like_any_other():
+    with appendable(FEW, streamed=False).loader() as loader:
+        draw(loader, 3)
+        state = loader.get_state()
+    job = appendable(MORE, streamed=False)
+    whole = tokens_of_epochs(job, state, ["web"], 300)
+    with job.loader() as loader:
+        loader.set_state(state, appended=["web"])
+        head = real_tokens(draw(loader, 100))
+        again = json.loads(json.dumps(loader.get_state()))
+    assert head + tokens_of_epochs(job, again, [], 200) == whole
+
+
+def test_other_documents_are_no_append():
+    with appendable(FEW, streamed=False).loader() as loader:
+        state = loader.get_state()
+    other = make_job(datasets={"web": make_documents(1, MORE, 40)}, weights=None, shards=2)
+    with other.loader() as loader:
+        with pytest.raises(PositionError, match="documents: saved 60, now 90"):
+            loader.set_state(state, appended=["web"])
+        with pytest.raises(ValueError, match=r"appended names \['books'\]; the datasets are \['web'\]"):
+            loader.set_state(state, appended=["books"])
+
+
 def test_a_folder_without_a_position_is_refused(tmp_path):
     with ocp.Checkpointer(PositionHandler()) as checkpointer:
         (tmp_path / "empty").mkdir()

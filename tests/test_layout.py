@@ -32,7 +32,7 @@ LAYERS = [
     "dataset.assembly dataset.config dataset.position dataset.epochs dataset.run dataset.resume dataset.progress",
     "dataset.passes",
     "dataset.worker_process dataset.workers dataset.batch dataset.grain_dataset dataset.global_arrays",
-    "dataset.agreement dataset.prefetch dataset.watchdog",
+    "dataset.agreement dataset.replicas dataset.prefetch dataset.watchdog",
     "dataset.feed dataset.foreign dataset.multihost_dataloading dataset.grain_iterator dataset.checkpoint dataset",
     "prepare.errors prepare.config prepare.storage prepare.workspace prepare.copies",
     "prepare.inputs prepare.columns prepare.splits prepare.tasks prepare.readers prepare.token_documents",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from xlstm_jax.dataset.multihost_dataloading import MultiHostDataLoadIterator
     from xlstm_jax.dataset.position import PositionError
     from xlstm_jax.dataset.ramp_up import BatchSchedule
+    from xlstm_jax.dataset.replicas import check_replicas
     from xlstm_jax.dataset.row_lengths import RowLengthSchedule
     from xlstm_jax.dataset.sources import (
         ArrayRecordSource,
@@ -65,6 +66,7 @@ __all__ = [
     "TokenStoreWriter",
     "Tokenize",
     "Tokenizer",
+    "check_replicas",
     "dataloading_host",
     "make_grain_llm_dataset",
     "make_grain_llm_iterator",
@@ -89,6 +91,7 @@ _MODULES = {
     "Stage": "mixture",
     "Tokenize": "tokenizer",
     "Tokenizer": "tokenizer",
+    "check_replicas": "replicas",
     "dataloading_host": "global_arrays",
     "make_grain_llm_dataset": "grain_iterator",
     "make_grain_llm_iterator": "grain_iterator",

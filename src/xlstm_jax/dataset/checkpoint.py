@@ -13,7 +13,7 @@ nothing of the cluster, so it restores on any other. Needs the extra `checkpoint
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,9 +32,6 @@ class Resumable(Protocol):
 
     def get_state(self) -> Mapping[str, Any]:
         """The position, as JSON."""
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved position."""
 
 
 class PositionHandler(ocp.AsyncCheckpointHandler):  # type: ignore[misc]  # Orbax is optional, so mypy sees no types.
@@ -64,7 +61,8 @@ class PositionHandler(ocp.AsyncCheckpointHandler):  # type: ignore[misc]  # Orba
         """
         state: dict[str, Any] = self._json.restore(directory)
         if args is not None and args.loader is not None:
-            args.loader.set_state(state)
+            options = {"appended": args.appended} if args.appended else {}
+            args.loader.set_state(state, **options)
         return state
 
 
@@ -104,7 +102,10 @@ class PositionRestore(ocp.args.CheckpointArgs):  # type: ignore[misc]  # As abov
     """Restore a position.
 
     Args:
-        loader: What goes on from the position; None only reads it.
+        loader: What goes on from the position, by its `set_state`; None only reads it.
+        appended: Names of datasets to which documents may have been appended since; see
+            `MultiHostDataLoadIterator.set_state`.
     """
 
-    loader: Resumable | None = None
+    loader: Any = None
+    appended: Collection[str] = ()

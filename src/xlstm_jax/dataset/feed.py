@@ -4,7 +4,7 @@ A feed plans batches in order, builds each in whatever thread is free, and keeps
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -69,8 +69,8 @@ class Feed(Protocol):
     def get_state(self) -> dict[str, Any]:
         """The position after the last delivered batch, as JSON; called on all processes together."""
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved position."""
+    def set_state(self, state: Mapping[str, Any], appended: Collection[str]) -> None:
+        """Go on from a saved position; to the datasets `appended`, documents may have been appended since."""
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -197,9 +197,9 @@ class RowFeed:
             position = join_positions(position, gather_json(own_part(position, self._lanes)))
         return position.to_json()
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: Mapping[str, Any], appended: Collection[str]) -> None:
         """See `Feed.set_state`."""
-        run, position = resume(self._run, Position.from_json(state))
+        run, position = resume(self._run, Position.from_json(state), appended)
         self._begin(run, position)
 
     @property

@@ -6,7 +6,7 @@ number of hosts (and of workers), hosts end when their own data ends, and Grain 
 rounded to a hundredth of the smallest, and ends with the first dataset that ends.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -109,8 +109,10 @@ class ForeignFeed:
         """See `Feed.get_state`; the part under "grain" is Grain's."""
         return dict(self._state)
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: Mapping[str, Any], appended: Collection[str]) -> None:
         """See `Feed.set_state`."""
+        if appended:
+            raise ValueError("Documents can be appended to datasets made by make_grain_llm_dataset only.")
         if set(state) != {"step", "passes", "grain"}:
             raise ValueError(f"This is no position of foreign Grain datasets: {sorted(state)}.")
         self._state = dict(state)

@@ -2,7 +2,7 @@
 
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
@@ -102,15 +102,21 @@ class MultiHostDataLoadIterator:
         with self._preparation.waiting("The position"):
             return self._feed.get_state()
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: Mapping[str, Any], *, appended: Collection[str] = ()) -> None:
         """Go on behind the batch after which `state` was taken.
+
+        Args:
+            state: What `get_state` returned, with any number of processes.
+            appended: Names of datasets to which documents may have been appended since. They are read from the first
+                epoch on that has not begun anywhere; until then the order stays what it was. Without the name, a
+                dataset that has grown is refused, as it could have been changed unnoticed.
 
         Raises:
             PositionError: `state` is one of other data or settings, or none at all; the message names what differs.
         """
         self._refuse_if_closed()
         self._preparation.stop()
-        self._feed.set_state(state)
+        self._feed.set_state(state, appended)
         self._at_start = True
         self._pass_ended = False
 

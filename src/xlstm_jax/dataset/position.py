@@ -37,6 +37,17 @@ class DatasetPosition:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What decides the order of the dataset's rows."""
 
+    @property
+    def earlier(self) -> tuple[tuple[int, int], ...]:
+        """(epoch, documents), by epoch: where documents were appended, how many there were before which epoch."""
+        return tuple((epoch, documents) for epoch, documents in self.settings.get("appended", ()))
+
+    @property
+    def next_epoch(self) -> int:
+        """The first epoch that no lane has begun."""
+        cursors = [cursor for cursor in self.cursors if cursor is not None]
+        return max(cursor.epoch + (cursor != Cursor(cursor.epoch)) for cursor in cursors)
+
     @classmethod
     def parse(cls, entry: Mapping[str, Any]) -> "DatasetPosition":
         """Read what `Position.to_json` writes of one dataset, the shared settings among it."""

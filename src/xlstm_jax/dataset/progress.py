@@ -71,8 +71,10 @@ class Progress:
         mean = self._run.tokens_of_epoch(dataset, length) / len(dataset.source) if dataset.planned else 0
         documents = read = 0.0
         for lane, cursor in enumerate(self._cursors[dataset.name]):
-            size = len(self._run.lane_slice(dataset, lane, endless=dataset.num_epochs is None))
-            if cursor is None or not size:
+            if cursor is None:
+                continue
+            size = self._run.lane_slice(dataset, lane, endless=dataset.num_epochs is None).size(cursor.epoch)
+            if not size:
                 continue
             emitted = [*cursor.chain, length, cursor.row]
             positions = sum(of * rows for of, rows in zip(emitted[::2], emitted[1::2], strict=True))

@@ -2,23 +2,39 @@
 
 A mixture may change at a restart: datasets are added, removed, weighted anew or put in another order. That it is meant
 is said by a higher `Mixture.revision`. The next batch then begins a stage; every dataset goes on by its own cursors.
+Documents may be appended to a dataset; that it is meant is said by `appended`.
 """
 
 import dataclasses
+import logging
+from collections.abc import Collection
 
 from xlstm_jax.dataset.position import Position, PositionError, differences
 from xlstm_jax.dataset.run import Run
 from xlstm_jax.dataset.schedule import Point, Schedule
+from xlstm_jax.dataset.sources import fingerprint_of_first
 
 __all__ = ["resume"]
 
+LOGGER = logging.getLogger(__name__)
 
-def resume(run: Run, saved: Position) -> tuple[Run, Position]:
+
+def resume(run: Run, saved: Position, appended: Collection[str] = ()) -> tuple[Run, Position]:
     """The run with the saved position's defaults, and the position as it stands in this run.
+
+    Args:
+        run: The run.
+        saved: Where it stood.
+        appended: Datasets that may hold further documents behind those that they had.
 
     Raises:
         PositionError: The position is one of other data or settings; the message names each difference.
+        ValueError: `appended` names no dataset of the run.
     """
+    unknown = sorted(set(appended) - {dataset.name for dataset in run.datasets})
+    if unknown:
+        raise ValueError(f"appended names {unknown}; the datasets are {[dataset.name for dataset in run.datasets]}.")
+    saved = _grow(run, saved, appended)
     run = dataclasses.replace(run, adopted=saved)
     wrong = [
         *([f"num_shards: saved {saved.num_shards}, now {run.num_shards}"] * (run.num_shards != saved.num_shards)),
@@ -32,6 +48,35 @@ def resume(run: Run, saved: Position) -> tuple[Run, Position]:
             "Make the loader with the saved settings, or start a new run."
         )
     return run, _adapt(run, saved)
+
+
+def _grow(run: Run, saved: Position, appended: Collection[str]) -> Position:
+    """The position, with the documents that were appended; they are read from the first epoch on that nobody began.
+
+    Until then the order is that of the documents that there were: all of it would be another one with more of them.
+    """
+    grown = dict(saved.datasets)
+    for dataset in run.datasets:
+        before = grown.get(dataset.name)
+        if before is None or dataset.name not in appended:
+            continue
+        had, has = int(before.settings["documents"]), len(dataset.source)
+        if had >= has or fingerprint_of_first(dataset.source, had) != before.settings["source"]:
+            continue  # Where that is no append, it is refused as any other difference.
+        earlier = [*map(list, before.earlier), [before.next_epoch, had]] if before.next_epoch else []
+        now = dataset.settings(run.window_rows(dataset))
+        settings = {**before.settings, "documents": has, "source": now["source"], "appended": earlier}
+        grown[dataset.name] = dataclasses.replace(before, settings=settings)
+        LOGGER.info(
+            "Dataset %r: documents %d to %d are read from epoch %d on.", dataset.name, had, has - 1, before.next_epoch
+        )
+        if dataset.num_epochs is not None and before.next_epoch >= dataset.num_epochs:
+            LOGGER.warning(
+                "Dataset %r ends after num_epochs=%d, before it comes to the appended documents.",
+                dataset.name,
+                dataset.num_epochs,
+            )
+    return dataclasses.replace(saved, datasets=grown)
 
 
 def _adapt(run: Run, saved: Position) -> Position:
@@ -89,7 +134,10 @@ def _dataset_differences(run: Run, saved: Position) -> list[str]:
         f"dataset {dataset.name!r}, {difference}"
         for dataset in sorted(run.datasets, key=lambda dataset: dataset.name)
         if dataset.name in known
-        for difference in differences(known[dataset.name].settings, dataset.settings(run.window_rows(dataset)))
+        for difference in differences(
+            {key: value for key, value in known[dataset.name].settings.items() if key != "appended"},
+            dataset.settings(run.window_rows(dataset)),
+        )
     ]
 
 

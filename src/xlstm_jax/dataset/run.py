@@ -250,7 +250,14 @@ class Run:
 
     def lane_slice(self, dataset: DatasetConfig, lane: int, *, endless: bool) -> LaneSlice:
         """The documents of a dataset that a lane reads."""
-        return LaneSlice(order=dataset.order, lane=lane, num_shards=self.num_shards, endless=endless)
+        saved = self.adopted.known.get(dataset.name) if self.adopted else None
+        return LaneSlice(
+            order=dataset.order,
+            lane=lane,
+            num_shards=self.num_shards,
+            endless=endless,
+            earlier=saved.earlier if saved else (),
+        )
 
     def _windows(
         self, dataset: DatasetConfig, lane: int, endless: bool, readers: Mapping[str, ChunkReader], row_length: int

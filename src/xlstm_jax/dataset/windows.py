@@ -80,20 +80,25 @@ class LaneSlice:
     endless: bool
     """Whether the lane runs through epoch after epoch; then no lane is left without documents."""
 
-    @property
-    def _shared(self) -> bool:
-        return self.endless and 0 < self.order.documents < self.num_shards
+    earlier: tuple[tuple[int, int], ...] = ()
+    """(epoch, documents), by epoch: before this epoch the source had only so many documents."""
 
-    @property
-    def bounds(self) -> tuple[int, int]:
+    def _documents(self, epoch: int) -> int:
+        return next((documents for before, documents in self.earlier if epoch < before), self.order.documents)
+
+    def _is_shared(self, epoch: int) -> bool:
+        return self.endless and 0 < self._documents(epoch) < self.num_shards
+
+    def _bounds(self, epoch: int) -> tuple[int, int]:
         """First and last + 1 place of the order that this lane reads."""
-        documents = self.order.documents
-        if self._shared:
+        documents = self._documents(epoch)
+        if self._is_shared(epoch):
             return shard_bounds(documents, self.lane % documents, documents)
         return shard_bounds(documents, self.lane, self.num_shards)
 
-    def __len__(self) -> int:
-        start, stop = self.bounds
+    def size(self, epoch: int) -> int:
+        """Documents that this lane reads in an epoch."""
+        start, stop = self._bounds(epoch)
         return stop - start
 
     def label(self, epoch: int) -> str:
@@ -102,8 +107,9 @@ class LaneSlice:
 
     def read(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         """Source indices of the lane's documents `start` to `stop` in this epoch."""
-        base = self.bounds[0]
-        return self.order.read(epoch, base + start, base + stop, self.lane if self._shared else None)
+        base, _ = self._bounds(epoch)
+        order = dataclasses.replace(self.order, documents=self._documents(epoch)) if self.earlier else self.order
+        return order.read(epoch, base + start, base + stop, self.lane if self._is_shared(epoch) else None)
 
     def window_key(self, epoch: int, first: int, offset: int) -> int:
         """Key of the shuffles inside the window that starts here."""
@@ -122,7 +128,7 @@ class PlannedWindows:
 
     def read(self, epoch: int, first: int, offset: int) -> Window | None:
         """See `Windows.read`."""
-        size = len(self._lane)
+        size = self._lane.size(epoch)
         if first >= size:
             return None
         key = self._lane.window_key(epoch, first, offset)
@@ -189,7 +195,7 @@ class StreamedWindows:
 
     def read(self, epoch: int, first: int, offset: int) -> Window | None:
         """See `Windows.read`."""
-        size = len(self._lane)
+        size = self._lane.size(epoch)
         if first >= size:
             return None
         key = self._lane.window_key(epoch, first, offset)
@@ -234,7 +240,7 @@ class StreamedWindows:
 
     def _read_chunk(self, epoch: int, at: int) -> Documents:
         """A chunk, with those behind it started as well, so that workers are busy while this one is waited for."""
-        size = len(self._lane)
+        size = self._lane.size(epoch)
         for start in range(at, min(size, at + (1 + self._reader.ahead) * self._chunk), self._chunk):
             if (epoch, start) not in self._started:
                 index = self._lane.read(epoch, start, min(start + self._chunk, size))

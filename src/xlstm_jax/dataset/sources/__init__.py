@@ -1,7 +1,15 @@
 """Sources: random access to documents, in memory and in files."""
 
 from xlstm_jax.dataset.sources.array_record import ArrayRecordSource
-from xlstm_jax.dataset.sources.base import PlannedSource, Source, TokenBlock, fingerprint_of, is_planned, length_chunks
+from xlstm_jax.dataset.sources.base import (
+    PlannedSource,
+    Source,
+    TokenBlock,
+    fingerprint_of,
+    fingerprint_of_first,
+    is_planned,
+    length_chunks,
+)
 from xlstm_jax.dataset.sources.hugging_face import HuggingFaceSource
 from xlstm_jax.dataset.sources.json_lines import JsonLinesSource
 from xlstm_jax.dataset.sources.memory import MemorySource
@@ -24,6 +32,7 @@ __all__ = [
     "TokenStore",
     "TokenStoreWriter",
     "fingerprint_of",
+    "fingerprint_of_first",
     "is_planned",
     "length_chunks",
     "open_source",

@@ -21,6 +21,7 @@ __all__ = [
     "begins_of",
     "checked_documents",
     "fingerprint_of",
+    "fingerprint_of_first",
     "gather_block",
     "is_planned",
     "length_chunks",
@@ -128,6 +129,20 @@ def fingerprint_of(source: Any) -> str:
     if isinstance(own, str):
         return own
     return fingerprint_elements(len(source), lambda places: [source[place] for place in places.tolist()])
+
+
+def fingerprint_of_first(source: Any, documents: int) -> str:
+    """The fingerprint that a source had, of which the first so many documents of this one are all."""
+
+    def read(places: NDArray[np.int64]) -> Sequence[Any]:
+        if hasattr(source, "__getitems__"):
+            return list(source.__getitems__(places.tolist()))
+        return [source[place] for place in places.tolist()]
+
+    if not is_planned(source):
+        return fingerprint_elements(documents, read)
+    tokens = LengthSummary.of_chunks(length_chunks(documents, source.lengths_of)).tokens
+    return fingerprint_tokens(documents, tokens, source.lengths_of, read)
 
 
 class DocumentSource(ABC):
