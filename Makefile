@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# A Python that was named is meant; the default takes whatever .venv there is.
 INTEROP_PIP := .venv-interop/bin/python -m pip install --quiet --disable-pip-version-check
+# A Python that was named is meant; the default takes whatever .venv there is.
 NAMED := $(if $(filter file,$(origin PYTHON)),,--same-python)
 
 # Two files of tests at a time; the tests of one file share what they have set up.

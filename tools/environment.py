@@ -12,6 +12,7 @@ import argparse
 import fcntl
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -27,9 +28,8 @@ LOG = ROOT / ".venv.log"
 
 OLDEST = (3, 11)
 EVERYTHING = "dev"
-# The lines of pip that a person wants to read; all others stand in the log.
-SHOWN = ("Downloading ", "Using cached ", "Building ", "Installing collected packages")
-WIDTH = 100
+LARGE_DOWNLOAD = re.compile(r"\s*Downloading (.+?)-\d\S* \((.* MB)\)")
+INSTALLATION = re.compile(r"Installing collected packages: (.*)")
 
 
 def main() -> None:
@@ -102,12 +102,19 @@ def _run(command: list[str], hint: str) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             log.write(line)
-            if line.strip().startswith(SHOWN):
-                text = line.strip()
-                _say("  " + (text if len(text) <= WIDTH else text[:WIDTH] + " …"))
+            _show(line)
     if process.returncode:
         tail = "".join(LOG.read_text().splitlines(keepends=True)[-30:])
         raise SystemExit(f"{tail}\nSetting up failed, see above and {LOG.name}. {hint}")
+
+
+def _show(line: str) -> None:
+    """Of what pip says, what a person wants to read; all of it stands in the log."""
+    download, installation = LARGE_DOWNLOAD.match(line), INSTALLATION.match(line)
+    if download:
+        _say(f"  downloading {download[1]}, {download[2]}")
+    if installation:
+        _say(f"  installing {len(installation[1].split(', '))} packages")
 
 
 def _say(text: str) -> None:
