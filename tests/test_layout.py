@@ -29,7 +29,8 @@ LAYERS = [
     "dataset.tokenizer dataset.transforms",
     "dataset.config_file dataset.schedule dataset.ramp_up dataset.row_lengths dataset.timeline",
     "dataset.packing dataset.lengths dataset.windows dataset.mixing dataset.mixture dataset.lanes dataset.places",
-    "dataset.assembly dataset.config dataset.position dataset.epochs dataset.run dataset.resume dataset.progress",
+    "dataset.buffers dataset.pieces dataset.filling dataset.assembly",
+    "dataset.config dataset.position dataset.epochs dataset.run dataset.resume dataset.progress",
     "dataset.passes",
     "dataset.worker_process dataset.workers dataset.batch dataset.grain_dataset dataset.global_arrays",
     "dataset.agreement dataset.replicas dataset.prefetch dataset.watchdog",
@@ -47,7 +48,6 @@ ORDER = [name for layer in LAYERS for name in layer.split()]
 LONG = {
     "dataset.order": "the permutations and, beside them, their plain definitions",
     "dataset.packing": "the rules of packing and, beside them, their plain definitions",
-    "dataset.assembly": "the kernel that fills rows and, beside it, its plain definition",
     "dataset.grain_iterator": "the documented functions have up to 29 parameters, each of them described",
     "cli": "the arguments of every command, each described",
 }

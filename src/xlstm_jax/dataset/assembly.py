@@ -1,7 +1,7 @@
 """From planned rows to arrays: tokens, targets, positions and segments of a batch.
 
-The kernel copies tokens straight from where they lie (a memory map, a window that was read) into the batch and writes
-segments, positions, shift and masks in the same pass. `fill_rows_plain` defines what it writes.
+Tokens are copied straight from where they lie (a memory map, a window that was read) into the batch; segments,
+positions, shift and masks are written in the same pass. `assemble_plain` defines what is written.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm_jax.dataset.kernels import kernel
+from xlstm_jax.dataset.buffers import HostBuffers
+from xlstm_jax.dataset.filling import COLUMNS, fill
 from xlstm_jax.dataset.packing import LongDocuments
+from xlstm_jax.dataset.pieces import pieces_of
 from xlstm_jax.dataset.places import PlacedRun
 from xlstm_jax.dataset.windows import Window
 
-__all__ = ["Pieces", "RowArrays", "RowFormat", "Shift", "TokenArrays", "assemble", "fill_rows", "fill_rows_plain"]
+__all__ = ["RowArrays", "RowFormat", "Shift", "assemble", "assemble_plain"]
 
 
 class Shift(IntEnum):
@@ -58,251 +60,92 @@ class RowArrays(NamedTuple):
     sequence_idx: NDArray[np.int32]
     """(rows,) number of the row's first piece within that document; -1 in a padding row."""
 
-    @classmethod
-    def empty(cls, rows: int, length: int) -> "RowArrays":
-        """Uninitialised arrays."""
-        return cls(*(np.empty((rows, length), np.int32) for _ in range(6)), *(np.empty(rows, np.int32) for _ in "ds"))
 
-    def pad(self, start: int, stop: int) -> None:
-        """Make padding rows of rows `start` to `stop`."""
-        for array in self[:6]:
-            array[start:stop] = 0
-        self.document_idx[start:stop] = -1
-        self.sequence_idx[start:stop] = -1
-
-
-class TokenArrays(NamedTuple):
-    """The first six of `RowArrays`, for the same rows."""
-
-    inputs: NDArray[np.int32]
-    targets: NDArray[np.int32]
-    inputs_position: NDArray[np.int32]
-    targets_position: NDArray[np.int32]
-    inputs_segmentation: NDArray[np.int32]
-    targets_segmentation: NDArray[np.int32]
-
-
-class Pieces(NamedTuple):
-    """Pieces of documents for consecutive rows, and where their tokens lie."""
-
-    row_begin: NDArray[np.int32]
-    """[rows + 1] pieces of row r are row_begin[r] to row_begin[r + 1]."""
-    block: NDArray[np.int32]
-    """[pieces] number of the flat token array that holds the piece's document."""
-    begin: NDArray[np.int64]
-    """[pieces] place of the document's first token in that array."""
-    start: NDArray[np.int64]
-    """[pieces] first token of the piece, counted in the document."""
-    length: NDArray[np.int32]
-    """[pieces]"""
-    document_length: NDArray[np.int64]
-    """[pieces] tokens of the whole document."""
-
-
-def assemble(runs: Sequence[PlacedRun], rows: int, sources: Sequence[Any], formats: Sequence[RowFormat]) -> RowArrays:
-    """Build the rows of a batch, or of a part of one.
+def assemble(
+    runs: Sequence[PlacedRun],
+    rows: int,
+    sources: Sequence[Any],
+    formats: Sequence[RowFormat],
+    buffers: HostBuffers | None = None,
+) -> RowArrays:
+    """Build the rows of a batch, or of a part of one: what `assemble_plain` does, compiled.
 
     Args:
         runs: Rows to build, in order of their place `at`; what lies between them is padding.
         rows: Rows of the result.
         sources: The source of each dataset; only those of planned data are read.
         formats: The row format of each dataset; all of the same length.
+        buffers: Where the memory of the result comes from.
     """
-    out = RowArrays.empty(rows, formats[0].length)
-    filled = 0
-    for part in runs:
-        out.pad(filled, part.at)
-        _assemble_run(out, part, sources[part.run.dataset], formats[part.run.dataset])
-        filled = part.at + part.run.stop - part.run.start
-    out.pad(filled, rows)
+    length = formats[0].length
+    shapes = [(rows, length)] * 6 + [(rows,)] * 2
+    out = RowArrays(*(HostBuffers() if buffers is None else buffers).empty(shapes))
+    table = np.empty((len(runs), COLUMNS), np.int64)
+    held = []
+    for line, (at, (dataset, window, start, stop)) in enumerate(runs):
+        how = formats[dataset]
+        pieces, first = pieces_of(window, start, stop, sources[dataset], length, how.long_documents)
+        held.append(pieces)
+        table[line] = (
+            at, first, first + stop - start, *pieces.addresses, how.shift, how.eod_token_id, how.infer_segments,
+        )  # fmt: skip
+    fill(table, *out)
     return out
 
 
-def _assemble_run(out: RowArrays, part: PlacedRun, source: Any, row_format: RowFormat) -> None:
-    at, (_, window, start, stop) = part
-    packed = window.packed
-    first, last = packed.row_begin[start], packed.row_begin[stop]
-    document = packed.document[first:last]
-    piece_start = packed.start[first:last]
-    lengths = window.lengths[document]
-    if row_format.long_documents == "truncate":
-        lengths = np.minimum(lengths, row_format.length)
-    index = window.source_index[document]
-    blocks, block, begin = _locate(window, document, index, source)
-    row_begin = packed.row_begin[start : stop + 1] - first
-    pieces = Pieces(row_begin, block, begin, piece_start, packed.length[first:last], lengths)
-    rows = TokenArrays(*(array[at : at + stop - start] for array in out[:6]))
-    for number, (tokens, targets) in enumerate(blocks):
-        fill_rows(rows, pieces, number, tokens, targets, row_format)
-    heads = row_begin[:-1]
-    out.document_idx[at : at + stop - start] = index[heads]
-    out.sequence_idx[at : at + stop - start] = -(-piece_start[heads] // row_format.length)
-
-
-def _locate(
-    window: Window, document: NDArray[np.int32], index: NDArray[np.int64], source: Any
-) -> tuple[list[tuple[NDArray[Any], NDArray[Any]]], NDArray[np.int32], NDArray[np.int64]]:
-    """The token arrays that hold the pieces' documents, and where in them each document begins."""
-    if window.content is not None:
-        begins = np.cumsum(window.lengths) - window.lengths
-        tokens, targets = window.content.tokens, window.content.targets
-        block = np.zeros(len(document), np.int32)
-        return [(tokens, tokens if targets is None else targets)], block, begins[document]
-    block = np.empty(len(index), np.int32)
-    begin = np.empty(len(index), np.int64)
-    blocks = []
-    for number, (tokens, which, begins) in enumerate(source.fetch(index)):
-        blocks.append((tokens, tokens))
-        block[which] = number
-        begin[which] = begins
-    return blocks, block, begin
-
-
-def fill_rows(
-    out: TokenArrays, pieces: Pieces, number: int, tokens: NDArray[Any], targets: NDArray[Any], row_format: RowFormat
-) -> None:
-    """What `fill_rows_plain` does, compiled."""
-    rule = _Rule(int(row_format.shift), row_format.eod_token_id, row_format.infer_segments)
-    _fill_rows(out, pieces, number, tokens, targets, rule)
-
-
-def fill_rows_plain(
-    out: TokenArrays, pieces: Pieces, number: int, tokens: NDArray[Any], targets: NDArray[Any], row_format: RowFormat
-) -> None:
-    """Write the pieces that lie in token array `number`, and the padding after them, position by position.
+def assemble_plain(
+    runs: Sequence[PlacedRun], rows: int, sources: Sequence[Any], formats: Sequence[RowFormat]
+) -> RowArrays:
+    """The definition of `assemble`, position by position.
 
     Segments are numbered from 1 in each row, one a piece; positions count from 0 in each segment; padding is 0.
     """
-    for row in range(len(pieces.row_begin) - 1):
-        column = 0
-        for segment, p in enumerate(range(pieces.row_begin[row], pieces.row_begin[row + 1]), start=1):
-            position = 0
-            inferred = 0
-            for token in range(pieces.start[p], pieces.start[p] + pieces.length[p]):
-                here = (row, column)
-                column += 1
-                if pieces.block[p] != number:
-                    continue
-                place = pieces.begin[p] + token
-                separates = row_format.infer_segments and tokens[place] == row_format.eod_token_id
-                ends = separates or token + 1 == pieces.document_length[p]
-                has_target = row_format.shift != Shift.TARGETS or not ends
-                if row_format.shift == Shift.INPUTS:
-                    out.inputs[here] = row_format.eod_token_id if token == 0 else tokens[place - 1]
-                else:
-                    out.inputs[here] = tokens[place]
-                if row_format.shift == Shift.TARGETS:
-                    out.targets[here] = targets[place + 1] if has_target else 0
-                else:
-                    out.targets[here] = targets[place]
-                out.inputs_position[here] = position
-                out.inputs_segmentation[here] = segment + inferred
-                out.targets_position[here] = position if has_target else 0
-                out.targets_segmentation[here] = segment + inferred if has_target else 0
-                position += 1
-                if separates:
-                    inferred += 1
-                    position = 0
-        for array in out:
-            array[row, column:] = 0
+    tokens = [np.zeros((rows, formats[0].length), np.int32) for _ in range(6)]
+    out = RowArrays(*tokens, *(np.full(rows, -1, np.int32) for _ in range(2)))
+    for at, (dataset, window, start, stop) in runs:
+        for row in range(start, stop):
+            _fill_row_plain(out, at + row - start, row, window, sources[dataset], formats[dataset])
+    return out
 
 
-class _Rule(NamedTuple):
-    """What the kernels need to know of a row format."""
-
-    shift: int
-    eod: int
-    infer: bool
-
-
-_TARGETS, _INPUTS = int(Shift.TARGETS), int(Shift.INPUTS)
-
-
-@kernel
-def _fill_rows(
-    out: TokenArrays, pieces: Pieces, number: int, tokens: NDArray[Any], targets: NDArray[Any], rule: _Rule
-) -> None:
-    """See `fill_rows_plain`."""
-    for row in range(len(pieces.row_begin) - 1):
-        column = 0
-        for p in range(pieces.row_begin[row], pieces.row_begin[row + 1]):
-            count = pieces.length[p]
-            if pieces.block[p] == number:
-                first, end = pieces.begin[p] + pieces.start[p], column + count
-                continues = pieces.start[p] + count < pieces.document_length[p]
-                _shift_tokens(out.inputs[row, column:end], tokens, first, rule.shift == _INPUTS)
-                if rule.shift == _INPUTS and pieces.start[p] == 0:
-                    out.inputs[row, column] = rule.eod
-                _shift_targets(out.targets[row, column:end], targets, first, rule.shift == _TARGETS, continues)
-                _number(out, row, column, count, p - pieces.row_begin[row] + 1)
-                if rule.infer:
-                    _infer_segments(out, row, column, tokens[first : first + count], rule)
-                if rule.shift == _TARGETS and not continues:
-                    out.targets_position[row, end - 1] = 0
-                    out.targets_segmentation[row, end - 1] = 0
-            column += count
-        out.inputs[row, column:] = 0
-        out.targets[row, column:] = 0
-        out.inputs_position[row, column:] = 0
-        out.targets_position[row, column:] = 0
-        out.inputs_segmentation[row, column:] = 0
-        out.targets_segmentation[row, column:] = 0
+def _fill_row_plain(out: RowArrays, row: int, source_row: int, window: Window, source: Any, how: RowFormat) -> None:
+    packed = window.packed
+    first, last = packed.row_begin[source_row], packed.row_begin[source_row + 1]
+    column = 0
+    for segment, p in enumerate(range(first, last), start=1):
+        document, start = int(packed.document[p]), int(packed.start[p])
+        tokens, targets = _document_plain(window, document, source)
+        total = int(window.lengths[document])
+        if how.long_documents == "truncate" and not window.chain:
+            total = min(total, how.length)
+        if segment == 1:
+            out.document_idx[row] = window.source_index[document]
+            out.sequence_idx[row] = -(-start // how.length)
+        position = inferred = 0
+        for token in range(start, start + int(packed.length[p])):
+            separates = how.infer_segments and tokens[token] == how.eod_token_id
+            has_target = how.shift != Shift.TARGETS or not (separates or token + 1 == total)
+            if how.shift == Shift.INPUTS:
+                out.inputs[row, column] = how.eod_token_id if token == 0 else tokens[token - 1]
+            else:
+                out.inputs[row, column] = tokens[token]
+            if has_target:
+                out.targets[row, column] = targets[token + 1 if how.shift == Shift.TARGETS else token]
+                out.targets_position[row, column] = position
+                out.targets_segmentation[row, column] = segment + inferred
+            out.inputs_position[row, column] = position
+            out.inputs_segmentation[row, column] = segment + inferred
+            position = 0 if separates else position + 1
+            inferred += separates
+            column += 1
 
 
-@kernel
-def _shift_tokens(inputs: NDArray[np.int32], tokens: NDArray[Any], first: int, shifted: bool) -> None:
-    """Copy a piece's tokens, or those one place before; what stands before the document is not read."""
-    if not shifted:
-        for i in range(len(inputs)):
-            inputs[i] = tokens[first + i]
-        return
-    for i in range(1, len(inputs)):
-        inputs[i] = tokens[first + i - 1]
-    inputs[0] = tokens[max(first - 1, 0)]
-
-
-@kernel
-def _shift_targets(
-    labels: NDArray[np.int32], targets: NDArray[Any], first: int, shifted: bool, continues: bool
-) -> None:
-    """Copy a piece's targets, or those one place behind; what stands behind the document is not read."""
-    if not shifted:
-        for i in range(len(labels)):
-            labels[i] = targets[first + i]
-        return
-    last = len(labels) - 1
-    for i in range(last):
-        labels[i] = targets[first + i + 1]
-    labels[last] = targets[first + last + 1] if continues else 0
-
-
-@kernel
-def _number(out: TokenArrays, row: int, column: int, count: int, segment: int) -> None:
-    """Write positions and segment of a piece."""
-    for i in range(count):
-        out.inputs_position[row, column + i] = i
-    for i in range(count):
-        out.targets_position[row, column + i] = i
-    out.inputs_segmentation[row, column : column + count] = segment
-    out.targets_segmentation[row, column : column + count] = segment
-
-
-@kernel
-def _infer_segments(out: TokenArrays, row: int, column: int, tokens: NDArray[Any], rule: _Rule) -> None:
-    """Number a piece anew, a segment ending with each end-of-document token."""
-    segment = out.inputs_segmentation[row, column]
-    position = 0
-    for i in range(len(tokens)):
-        here = column + i
-        ends = tokens[i] == rule.eod
-        out.inputs_position[row, here] = position
-        out.inputs_segmentation[row, here] = segment
-        masked = ends and rule.shift == _TARGETS
-        out.targets_position[row, here] = 0 if masked else position
-        out.targets_segmentation[row, here] = 0 if masked else segment
-        if masked:
-            out.targets[row, here] = 0
-        position += 1
-        if ends:
-            segment += 1
-            position = 0
+def _document_plain(window: Window, document: int, source: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Tokens and targets of a document of a window."""
+    if window.content is None:
+        tokens = source[int(window.source_index[document])]
+        return tokens, tokens
+    lengths = window.content.lengths
+    begin, end = int(lengths[:document].sum()), int(lengths[: document + 1].sum())
+    tokens = window.content.tokens[begin:end]
+    return tokens, tokens if window.content.targets is None else window.content.targets[begin:end]

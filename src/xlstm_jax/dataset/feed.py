@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from xlstm_jax.dataset.agreement import EndOfData, gather_json, join_positions, own_part
 from xlstm_jax.dataset.assembly import RowArrays, assemble
+from xlstm_jax.dataset.buffers import HostBuffers
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.grain_dataset import cut_rows
 from xlstm_jax.dataset.passes import PassLength
@@ -125,6 +126,7 @@ class RowFeed:
         self._spread = not run.planned and sharding.spread
         if not run.planned:
             sharding.refuse_rows_of_other_hosts()
+        self._buffers = HostBuffers()
         self._readers = Readers(
             run.datasets, worker_count, in_threads=in_threads, lanes=-(-run.num_shards // sharding.host_count)
         )
@@ -153,7 +155,7 @@ class RowFeed:
         planner = self._run.plan_from(self._progress.position, self._lanes, self._readers, one_epoch=self._one_epoch)
         self._end = EndOfData(AGREE_EVERY) if self._spread and self._ends else None
         plans = _plans(planner, self._has_rows) if self._end is None else _plans_on_all(planner, self._has_rows)
-        return (partial(_build, plan, ahead, self._sharding, self._run) for plan, ahead in plans)
+        return (partial(_build, plan, ahead, self._sharding, self._run, self._buffers) for plan, ahead in plans)
 
     def _has_rows(self, plan: BatchPlan) -> bool:
         return bool(plan.rows) and (plan.whole or not self._drop_remainder)
@@ -258,7 +260,7 @@ def _plans_on_all(planner: Planner, has_rows: Callable[[BatchPlan], bool]) -> It
         yield plans.popleft(), ahead
 
 
-def _build(plan: BatchPlan, ahead: int, sharding: BatchSharding, run: Run) -> HostBatch:
+def _build(plan: BatchPlan, ahead: int, sharding: BatchSharding, run: Run, buffers: HostBuffers) -> HostBatch:
     ranges = sharding.rows(plan.size)
     needed: list[PlacedRun] = []
     before = 0
@@ -268,7 +270,7 @@ def _build(plan: BatchPlan, ahead: int, sharding: BatchSharding, run: Run) -> Ho
     sources = [dataset.source for dataset in run.datasets]
     formats = [replace(dataset.row_format, length=plan.row_length) for dataset in run.datasets]
     with stage("read", f"documents of the batch of step {plan.step}"):
-        rows = assemble(needed, before, sources, formats)
+        rows = assemble(needed, before, sources, formats, buffers)
     if not all(dataset.apply_padding for dataset in run.datasets):
         _refuse_padding(rows, plan.step)
     return HostBatch(plan.size, rows._asdict(), plan.after, ahead)

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,8 @@ class Window(NamedTuple):
     """The documents themselves, where they had to be read to know their lengths."""
     next_first: int
     next_offset: int
+    located: dict[str, Any]
+    """What assembly has found out about the window as a whole; see `pieces_of`."""
     chain: tuple[int, ...] = ()
     """(row length, rows emitted, row length, …) of what earlier row lengths had of this window; see `Cursor`."""
 
@@ -154,6 +156,7 @@ class PlannedWindows:
             None,
             first + used,
             packed.next_offset,
+            {},
         )
 
     def repack(self, window: Window, length: int, emitted: int) -> Window:
@@ -226,7 +229,16 @@ class StreamedWindows:
         next_first = first + used
         self._chunks = {at: chunk for at, chunk in self._chunks.items() if at[1] + self._chunk > next_first}
         return Window(
-            epoch, first, offset, packed, content.source_index, content.lengths, content, next_first, packed.next_offset
+            epoch,
+            first,
+            offset,
+            packed,
+            content.source_index,
+            content.lengths,
+            content,
+            next_first,
+            packed.next_offset,
+            {},
         )
 
     def _look_ahead(self, epoch: int, first: int, stop: int) -> Documents:
@@ -278,6 +290,7 @@ def _repack(window: Window, length: int, emitted: int, packing: Packing, lane: L
             row_begin=again.row_begin,
         ),
         lengths=known,
+        located={},
         chain=chain,
     )
 
