@@ -1,6 +1,7 @@
 """Assembly: the kernel against its plain twin, and the memory that batches live in."""
 
 import gc
+from concurrent.futures import Future
 
 import jax
 import numpy as np
@@ -47,13 +48,24 @@ def windows_of(source, kind, packing, own_targets):
     lane = LaneSlice(order=order, lane=0, num_shards=1, endless=True)
     if kind == "planned":
         return PlannedWindows(lane, packing, source.lengths_of)
+    return StreamedWindows(lane, packing, Read(source, own_targets), chunk=4)
 
-    def read(_epoch, index):
-        documents = [np.asarray(source[int(i)], np.int32) for i in index]
-        elements = [{"inputs": d, "targets": d + 100} if own_targets else d for d in documents]
-        return Documents.collect(index, elements, "d")
 
-    return StreamedWindows(lane, packing, read, chunk=4)
+class Read:
+    """Reads documents at once; with targets of their own, if so asked."""
+
+    ahead = 0
+
+    def __init__(self, source, own_targets):
+        self._source = source
+        self._own_targets = own_targets
+
+    def start(self, _epoch, index):
+        documents = [np.asarray(self._source[int(i)], np.int32) for i in index]
+        elements = [{"inputs": d, "targets": d + 100} if self._own_targets else d for d in documents]
+        done = Future()
+        done.set_result(Documents.collect(index, elements, "d"))
+        return done
 
 
 @st.composite

@@ -147,17 +147,9 @@ class PlannedWindows:
         self._guess = used + used // 8 + 16
         touched = used + (packed.next_offset > 0)
         return Window(
-            epoch,
-            first,
-            offset,
-            packed,
-            ahead.source_index[:touched],
-            ahead.lengths[:touched],
-            None,
-            first + used,
-            packed.next_offset,
-            {},
-        )
+            epoch, first, offset, packed, ahead.source_index[:touched], ahead.lengths[:touched], None, first + used,
+            packed.next_offset, {},
+        )  # fmt: skip
 
     def repack(self, window: Window, length: int, emitted: int) -> Window:
         """See `Windows.repack`."""
@@ -229,17 +221,9 @@ class StreamedWindows:
         next_first = first + used
         self._chunks = {at: chunk for at, chunk in self._chunks.items() if at[1] + self._chunk > next_first}
         return Window(
-            epoch,
-            first,
-            offset,
-            packed,
-            content.source_index,
-            content.lengths,
-            content,
-            next_first,
-            packed.next_offset,
-            {},
-        )
+            epoch, first, offset, packed, content.source_index, content.lengths, content, next_first,
+            packed.next_offset, {},
+        )  # fmt: skip
 
     def _look_ahead(self, epoch: int, first: int, stop: int) -> Documents:
         """Documents `first` to `stop` of the lane's slice; a document that a filter dropped has length 0."""
