@@ -196,8 +196,16 @@ class Tokenize:
             TypeError: An element is no text, or its column holds none.
             ValueError: Bytes that are not UTF-8, or a mapping without the column.
         """
-        texts = [self._text(element, place) for place, element in enumerate(elements)]
-        return [self._delimited(tokens) for tokens in self.tokenizer.encode_batch(texts)]
+        texts = [
+            element if type(element) is str else self._text(element, place) for place, element in enumerate(elements)
+        ]
+        documents = self.tokenizer.encode_batch(texts)
+        before, after = (
+            [] if id_ is None else [np.array([id_], np.int32)] for id_ in (self.bos_token_id, self.eod_token_id)
+        )
+        if not before and not after:
+            return documents
+        return [np.concatenate((*before, tokens, *after)) if len(tokens) else tokens for tokens in documents]
 
     def map(self, element: Any) -> NDArray[np.int32]:
         """[tokens] int32: a single element; see `map_batch`."""
@@ -229,13 +237,6 @@ class Tokenize:
                 f"Element {place} of the chunk is not UTF-8: byte {element[error.start]:#04x} at {error.start}, after "
                 f"{element[max(0, error.start - 20) : error.start]!r}; decode it in an operation before Tokenize."
             ) from error
-
-    def _delimited(self, tokens: NDArray[np.int32]) -> NDArray[np.int32]:
-        if not len(tokens):
-            return tokens
-        before = [] if self.bos_token_id is None else [self.bos_token_id]
-        after = [] if self.eod_token_id is None else [self.eod_token_id]
-        return np.concatenate([np.array(before, np.int32), tokens, np.array(after, np.int32)])
 
 
 def _read_file(library: Any, path: Path) -> Any:
