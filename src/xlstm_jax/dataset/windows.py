@@ -187,6 +187,7 @@ class StreamedWindows:
         self._chunk = chunk
         self._started: dict[tuple[int, int], tuple[NDArray[np.int64], Future[Documents]]] = {}
         self._chunks: dict[tuple[int, int], Documents] = {}
+        self._guess = 1
 
     def read(self, epoch: int, first: int, offset: int) -> Window | None:
         """See `Windows.read`."""
@@ -194,29 +195,35 @@ class StreamedWindows:
         if first >= size:
             return None
         key = self._lane.window_key(epoch, first, offset)
-        stop = first
+        count = self._guess
         while True:
-            stop = min(size, (stop // self._chunk + 1) * self._chunk)
+            stop = min(size, -(-(first + count) // self._chunk) * self._chunk)
             ahead = self._look_ahead(epoch, first, stop)
+            lengths = np.concatenate([chunk.lengths for chunk in ahead])
             with stage("pack", self._lane.label(epoch)):
-                packed = pack_window(ahead.lengths, self._packing, last=stop >= size, offset=offset, key=key)
+                packed = pack_window(lengths, self._packing, last=stop >= size, offset=offset, key=key)
             if packed is not None:
                 break
+            # Short documents are many to a window: it is not tried again for each few of them.
+            count = len(lengths) + max(1, len(lengths) // 16)
+        self._guess = max(1, packed.documents_used)
         return self._window(epoch, first, offset, ahead, packed)
 
     def repack(self, window: Window, length: int, emitted: int) -> Window:
         """See `Windows.repack`."""
         return _repack(window, length, emitted, self._packing, self._lane)
 
-    def _window(self, epoch: int, first: int, offset: int, ahead: Documents, packed: PackedWindow) -> Window:
+    def _window(self, epoch: int, first: int, offset: int, ahead: list[Documents], packed: PackedWindow) -> Window:
         used = packed.documents_used
         touched = used + (packed.next_offset > 0)
-        tokens = int(ahead.lengths[:touched].sum())
+        ends = np.cumsum([len(chunk.lengths) for chunk in ahead])
+        needed = Documents.join(ahead[: int(np.searchsorted(ends, touched)) + 1])
+        tokens = int(needed.lengths[:touched].sum())
         content = Documents(
-            ahead.source_index[:touched],
-            ahead.lengths[:touched],
-            ahead.tokens[:tokens],
-            None if ahead.targets is None else ahead.targets[:tokens],
+            needed.source_index[:touched],
+            needed.lengths[:touched],
+            needed.tokens[:tokens],
+            None if needed.targets is None else needed.targets[:tokens],
         )
         next_first = first + used
         self._chunks = {at: chunk for at, chunk in self._chunks.items() if at[1] + self._chunk > next_first}
@@ -225,14 +232,14 @@ class StreamedWindows:
             packed.next_offset, {},
         )  # fmt: skip
 
-    def _look_ahead(self, epoch: int, first: int, stop: int) -> Documents:
-        """Documents `first` to `stop` of the lane's slice; a document that a filter dropped has length 0."""
+    def _look_ahead(self, epoch: int, first: int, stop: int) -> list[Documents]:
+        """Documents `first` to `stop` of the lane's slice, chunk by chunk; what a filter dropped has length 0."""
         parts = []
         for at in range(first // self._chunk * self._chunk, stop, self._chunk):
             if (epoch, at) not in self._chunks:
                 self._chunks[epoch, at] = self._read_chunk(epoch, at)
             parts.append(_slice(self._chunks[epoch, at], max(first - at, 0)))
-        return Documents.join(parts)
+        return parts
 
     def _read_chunk(self, epoch: int, at: int) -> Documents:
         """A chunk, with those behind it started as well, so that workers are busy while this one is waited for."""
