@@ -185,7 +185,7 @@ def test_an_operation_that_fails_names_the_document_and_where_it_lies(batched):
     operation = Failing() if batched else fail
     with pytest.raises(KeyError, match="boom") as raised:
         reader(operation, source=Placed(DOCUMENTS)).read(0, np.arange(10))
-    (note,) = raised.value.__notes__
+    note = raised.value.__notes__[0]
     assert note.startswith("Document 3 of dataset 'a' (line 4 of corpus.jsonl), in the operation ")
     assert note.endswith("Failing." if batched else "fail.")
 
