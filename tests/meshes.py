@@ -41,11 +41,11 @@ def make_mesh(name: str) -> tuple[Mesh, PartitionSpec | None]:
     return Mesh(devices[places], axes), spec
 
 
-def make_loader(job: Job, mesh: Mesh, spec: PartitionSpec | None):
-    """The loader of this process."""
-    hosts = jax.process_count()
+def make_loader(job: Job, mesh: Mesh, spec: PartitionSpec | None, host: tuple[int, int] | None = None):
+    """The loader of this process, as a host of its own unless another (index, count) is named."""
+    index, hosts = host or (jax.process_index(), jax.process_count())
     return make_grain_multihost_iterator(
-        Job(**{**vars(job), "hosts": hosts}).datasets_of(jax.process_index()),
+        Job(**{**vars(job), "hosts": hosts}).datasets_of(index),
         [len(source) for source in job.datasets.values()],
         mesh,
         job.batch,

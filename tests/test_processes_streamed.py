@@ -7,11 +7,14 @@ import pytest
 import meshes
 import processes
 from loading import Job, Streamed, assert_same, draw, make_documents
+from xlstm_jax.dataset import dataloading_host
 
 STEPS = 4
 MANY = 1000
 SHARDS = 4
 CONTIGUOUS = ["one axis", "a model axis within processes"]
+BY_HOST = ["processes in reverse", "processes in turn", "a model axis across processes", "the first devices only"]
+"""Meshes of which the helper must say which host a process is."""
 
 
 def documents_of(counts, longest=40, streamed=True):
@@ -56,6 +59,11 @@ def load_in_a_process() -> dict:
     for number, name in enumerate(CONTIGUOUS):
         with meshes.make_loader(make_job(prefetch=number), *meshes.make_mesh(name)) as loader:
             report[name] = [meshes.held(batch) for batch in meshes.take(loader, STEPS)]
+    for name in BY_HOST:
+        mesh, spec = meshes.make_mesh(name)
+        for job in (make_job(prefetch=1), end_job("uneven lanes", False, prefetch=2)):
+            with meshes.make_loader(job, mesh, spec, dataloading_host(mesh, spec)) as loader:
+                report[name, job.num_epochs] = [meshes.held(batch) for batch in meshes.take(loader, STEPS)]
     for case in ENDS:
         for drop_remainder in (False, True):
             job = end_job(case, drop_remainder, prefetch=2 if drop_remainder else 0)
@@ -107,6 +115,17 @@ def test_processes_hold_the_streamed_batches_of_one_process(reports_of, count, m
     assert_same(meshes.put_all_together(report[mesh] for report in reports_of(count)), alone)
 
 
+@pytest.mark.parametrize("num_epochs", [None, 1])
+@pytest.mark.parametrize("mesh", BY_HOST)
+@pytest.mark.parametrize("count", [2, 4])
+def test_any_mesh_gets_the_streamed_batches_of_one_process_where_the_helper_says_who_is_which_host(
+    reports_of, count, mesh, num_epochs
+):
+    job = end_job("uneven lanes", False) if num_epochs else make_job()
+    batches = meshes.put_all_together(report[mesh, num_epochs] for report in reports_of(count))
+    assert_same(batches, draw(job.loader(), STEPS))
+
+
 @pytest.mark.parametrize("drop_remainder", [False, True])
 @pytest.mark.parametrize("case", ENDS)
 @pytest.mark.parametrize("count", [2, 4])
@@ -138,4 +157,4 @@ def test_a_mesh_that_gives_a_process_rows_of_lanes_it_does_not_read_is_refused(t
         "test_processes_streamed.be_refused_in_a_process", 2, tmp_path, devices=6, timeout_s=60, mesh=mesh
     )
     assert all("not refused" not in words for words in refused)
-    assert all("lane" in words or "host" in words for words in refused)
+    assert all("as dataloading_host(mesh, batch_partition_spec) says" in words for words in refused)
