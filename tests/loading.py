@@ -80,20 +80,23 @@ class Job:
             for name, source in self.datasets.items()
         ]
 
-    def loader(self, host: int = 0):
+    def loader(self, host: int = 0, **changes):
+        options = {
+            "dataset_weights": self.weights,
+            "worker_count": self.workers,
+            "worker_buffer_size": self.prefetch,
+            "drop_remainder": self.drop_remainder,
+            "batch_class": LLMIndexedBatch,
+            "reset_after_epoch": self.reset,
+            "batch_rampup_factors": self.factors,
+        }
         return make_grain_multihost_iterator(
             self.datasets_of(host),
             [len(source) for source in self.datasets.values()],
             self.mesh or one_device_mesh(),
             self.batch,
             self.hosts,
-            self.weights,
-            self.workers,
-            self.prefetch,
-            self.drop_remainder,
-            LLMIndexedBatch,
-            self.reset,
-            batch_rampup_factors=self.factors,
+            **(options | changes),
         )
 
 

@@ -1,12 +1,14 @@
 """Faults, injected: what raises is told, nothing hangs, nothing is left behind."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import select
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 
 import numpy as np
@@ -14,7 +16,8 @@ import pytest
 
 import processes
 from loading import Job, Streamed, assert_same, draw, make_documents
-from xlstm_jax.dataset import prefetch
+from xlstm_jax.dataset import MemorySource, prefetch, stages, watchdog, windows
+from xlstm_jax.dataset.global_arrays import BatchSharding
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -103,6 +106,19 @@ class Source(Streamed):
         return self.documents[index]
 
 
+class Hanging(Source):
+    """Documents whose faulty one takes its time."""
+
+    def __init__(self, documents, hang):
+        super().__init__(documents, None)
+        self.hang = hang
+
+    def __getitem__(self, index):
+        if is_faulty(self.documents[index]):
+            self.hang()
+        return self.documents[index]
+
+
 def faulty_documents(count=400):
     documents = make_documents(0, count, 40)
     documents[FAULTY] = np.array([-1, 2, 3], np.int32)
@@ -118,32 +134,181 @@ def make_job(operation=None, **changes) -> Job:
 @pytest.mark.parametrize("error", [FaultError, StopIteration, KeyboardInterrupt, MemoryError])
 def test_the_error_of_a_source_reaches_the_step(error, ahead):
     job = make_job(datasets={"d": Source(faulty_documents(), error)}, prefetch=ahead)
-    with job.loader() as loader, pytest.raises(RuntimeError if error is StopIteration else error):
+    with job.loader() as loader, pytest.raises(RuntimeError if error is StopIteration else error) as raised:
         draw(loader)
+    assert stage_of(raised.value.__cause__ if error is StopIteration else raised.value) == "read"
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_the_error_of_an_operation_reaches_the_step(workers, ahead):
-    job = make_job(raise_error, prefetch=ahead, workers=workers)
-    with job.loader() as loader, pytest.raises(FaultError, match="the disk is on fire"):
+@pytest.mark.parametrize("error", [StopIteration, OSError])
+def test_the_error_of_a_source_of_known_lengths_reaches_the_step(error, ahead):
+    class Faulty(MemorySource):
+        fingerprint = "known"
+
+        def fetch(self, _):
+            raise error("the disk is on fire")
+
+    job = make_job(datasets={"d": Faulty(faulty_documents())}, prefetch=ahead)
+    with job.loader() as loader, pytest.raises(RuntimeError if error is StopIteration else error) as raised:
         draw(loader)
+    assert raised.type is RuntimeError or stage_of(raised.value) == "read"
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("threads", [0, 2])
+def test_the_error_of_an_operation_reaches_the_step(threads, ahead):
+    options = {"worker_count": threads, "use_thread_prefetch": True, "worker_buffer_size": ahead}
+    with make_job(raise_error).loader(**options) as loader, pytest.raises(FaultError, match="on fire") as raised:
+        draw(loader)
+    assert stage_of(raised.value) == "tokenise"
+
+
+# --- Worker processes ------------------------------------------------------------------------------------------------
+
+
+class FaultOnDemand:
+    """An operation that does at the faulty document what a file says: workers need not be started for each fault."""
+
+    fingerprint = "the same for all faults"
+
+    def __init__(self, folder):
+        self.file = folder / "fault"
+
+    def __call__(self, document):
+        return globals()[self.file.read_text()](document) if is_faulty(document) else document
+
+
+@pytest.fixture(scope="module")
+def draw_with_a_fault(tmp_path_factory):
+    """Draws all batches, by two workers of which one meets the fault."""
+    operation = FaultOnDemand(tmp_path_factory.mktemp("fault"))
+    with make_job(operation, prefetch=2, workers=2).loader() as loader:
+        start = loader.get_state()
+
+        def draw_all(fault: str) -> list:
+            operation.file.write_text(fault)
+            loader.set_state(start)
+            return draw(loader)
+
+        yield draw_all
+
+
+def no_fault(document):
+    return document[1:]
+
+
+def test_the_error_of_an_operation_in_a_worker_reaches_the_step_with_type_words_stage_and_place(draw_with_a_fault):
+    with pytest.raises(FaultError, match="the disk is on fire") as raised:
+        draw_with_a_fault("raise_error")
+    assert stage_of(raised.value) == "tokenise"
+    assert any(note.startswith("In worker process ") for note in raised.value.__notes__)
 
 
 @pytest.mark.parametrize(
-    ("operation", "words"), [(raise_stubborn, "code 13 in the tokenizer"), (raise_locked, "locked words")]
+    ("fault", "words"),
+    [
+        ("raise_stubborn", "StubbornError: code 13 in the tokenizer"),
+        ("raise_locked", "LockedError: locked words"),
+        ("leave_politely", "SystemExit: 0"),
+    ],
 )
-def test_an_error_that_cannot_be_sent_between_processes_is_told_in_its_words(operation, words):
-    with make_job(operation, workers=1).loader() as loader, pytest.raises(Exception, match=words):
-        draw(loader)
+def test_an_error_that_cannot_be_sent_between_processes_is_told_in_its_words(draw_with_a_fault, fault, words):
+    with pytest.raises(RuntimeError, match=words):
+        draw_with_a_fault(fault)
 
 
-@pytest.mark.parametrize("operation", [die, leave, leave_politely])
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("die", r"Worker process \d+ ended by SIGKILL, as the kernel does where memory"),
+        ("leave", "with exit code 0, while"),
+    ],
+)
+def test_a_worker_that_ends_early_is_an_error_that_says_how_and_where(draw_with_a_fault, fault, words):
+    with pytest.raises(RuntimeError, match=words) as raised:
+        draw_with_a_fault(fault)
+    assert "documents of dataset 'd' in epoch 0" in str(raised.value)
+
+
+def test_a_loader_goes_on_with_new_workers_once_the_fault_is_gone(draw_with_a_fault):
+    with pytest.raises(RuntimeError):
+        draw_with_a_fault("die")
+    assert_same(draw_with_a_fault("no_fault"), draw(make_job(no_fault_at_all).loader()))
+
+
+def no_fault_at_all(document):
+    return no_fault(document) if is_faulty(document) else document
+
+
+def test_data_without_operations_starts_no_worker():
+    before = set(multiprocessing.active_children())
+    for source in (make_documents(0, 40, 40), Streamed(make_documents(0, 40, 40))):
+        with make_job(datasets={"d": source}, workers=1).loader() as loader:
+            draw(loader)
+            assert set(multiprocessing.active_children()) <= before
+
+
+# --- Stages ----------------------------------------------------------------------------------------------------------
+
+
+def hang_in(stage: str, go_on: threading.Event, monkeypatch) -> Job:
+    """A job that hangs in a stage until it may go on."""
+
+    def hang(*arguments, **options):
+        go_on.wait(60)
+
+    def hanging(function):
+        return lambda *arguments, **options: (hang(), function(*arguments, **options))[1]
+
+    if stage == "tokenise":
+        return make_job(hanging(raise_stubborn), datasets={"d": Streamed(make_documents(0, 40, 40))})
+    if stage == "read":
+        return make_job(datasets={"d": Hanging(faulty_documents(), hang)})
+    where, name = {"pack": (windows, "pack_window"), "transfer": (BatchSharding, "arrays")}[stage]
+    monkeypatch.setattr(where, name, hanging(getattr(where, name)))
+    return make_job(datasets={"d": make_documents(0, 40, 40)})
+
+
 @pytest.mark.parametrize("ahead", [0, 2])
-def test_a_worker_that_ends_early_is_an_error_and_not_a_hang(operation, ahead):
-    job = make_job(operation, prefetch=ahead, workers=2)
-    with job.loader() as loader, pytest.raises((RuntimeError, SystemExit)):
+@pytest.mark.parametrize("stage", ["read", "tokenise", "pack", "transfer"])
+def test_the_log_tells_in_which_stage_a_step_waits_for_long(monkeypatch, stage, ahead):
+    told, go_on = threading.Event(), threading.Event()
+    words: list[str] = []
+
+    class Listen(logging.Handler):
+        def emit(self, record):
+            words.append(record.getMessage())
+            told.set()
+
+    handler = Listen(logging.WARNING)
+    watchdog.LOGGER.addHandler(handler)
+    try:
+        with hang_in(stage, go_on, monkeypatch).loader(worker_buffer_size=ahead, warn_after_s=0.05) as loader:
+            step = threading.Thread(target=next, args=(iter(loader),))
+            step.start()
+            assert told.wait(30)
+            go_on.set()
+            step.join()
+    finally:
+        go_on.set()
+        watchdog.LOGGER.removeHandler(handler)
+    assert words[0].startswith("The next batch: waited for 0.")
+    assert f"Under way: {stage} (" in words[0]
+
+
+def test_nothing_is_told_of_steps_that_do_not_wait(caplog):
+    with make_job(datasets={"d": make_documents(0, 40, 40)}).loader(warn_after_s=30) as loader:
         draw(loader)
+    assert not caplog.records
+
+
+def stage_of(error: BaseException) -> str:
+    """The stage that the notes of an error name."""
+    (said,) = [note for note in error.__notes__ if note.startswith(stages.NOTE)]
+    return said.removeprefix(stages.NOTE).split("'")[1]
+
+
+# --- Errors and the position -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
@@ -173,17 +338,11 @@ def test_close_returns_while_a_source_hangs(monkeypatch):
     monkeypatch.setattr(prefetch, "JOIN_TIMEOUT_S", 0.2)
     reading, go_on = threading.Event(), threading.Event()
 
-    class Hanging(Streamed):
-        fingerprint = "known"
+    def hang():
+        reading.set()
+        go_on.wait()
 
-        def __getitem__(self, index):
-            document = super().__getitem__(index)
-            if is_faulty(document):
-                reading.set()
-                go_on.wait()
-            return document
-
-    loader = make_job(datasets={"d": Hanging(faulty_documents())}, prefetch=2).loader()
+    loader = make_job(datasets={"d": Hanging(faulty_documents(), hang)}, prefetch=2).loader()
     step = threading.Thread(target=_try_next, args=(loader,), daemon=True)
     step.start()
     assert reading.wait(60)
@@ -244,16 +403,31 @@ def test_no_worker_outlives_a_parent_that_was_killed(tmp_path):
             assert ended, "a worker goes on after its parent was killed"
 
 
-@pytest.mark.parametrize("operation", ["raise_error", "die", "leave"])
-def test_a_process_ends_by_itself_without_closing_its_loader(operation):
+def end_without_closing(lines: str) -> int:
+    """The exit code of a script that has a loader and does not close it."""
     script = (
         "import jax; jax.config.update('jax_platforms', 'cpu'); from test_processes_faults import *\n"
-        "if __name__ == '__main__':\n"
-        f"    loader = make_job({operation}, workers=2, prefetch=2).loader()\n"
-        "    draw(loader)\n"
+        "from test_processes_faults import _try_next\n"
+        "if __name__ == '__main__':\n" + textwrap.indent(lines, "    ")
     )
-    ended = subprocess.run([sys.executable, "-c", script], check=False, cwd=processes.TESTS, timeout=50)
-    assert ended.returncode == 1
+    return subprocess.run([sys.executable, "-c", script], check=False, cwd=processes.TESTS, timeout=50).returncode
+
+
+def test_a_script_ends_by_itself_after_an_error_in_a_worker():
+    lines = "loader = make_job(raise_error, workers=1, prefetch=2).loader()\ndraw(loader)\n"
+    assert end_without_closing(lines) == 1
+
+
+def test_a_script_ends_by_itself_while_worker_and_source_hang():
+    lines = """
+prefetch.JOIN_TIMEOUT_S = 0.2
+loaders = [make_job(block, workers=1, prefetch=1, bins=400).loader(), make_job(block, prefetch=2).loader()]
+for loader in loaders:
+    threading.Thread(target=_try_next, args=(loader,), daemon=True).start()
+while not multiprocessing.active_children():
+    threading.Event().wait(0.01)
+"""
+    assert end_without_closing(lines) == 0
 
 
 def test_close_ends_workers_that_block(tmp_path):

@@ -218,7 +218,11 @@ class _Preparation:
 
 
 def _prepare(task: Callable[[], HostBatch], make_batch: Callable[[HostBatch], Any]) -> tuple[HostBatch, Any]:
-    host = task()
+    try:
+        host = task()
+    except StopIteration as error:
+        # A source's StopIteration must not pass for the end of the data.
+        raise RuntimeError("A source raised StopIteration while documents were read.") from error
     return host._replace(rows={}), make_batch(host)
 
 

@@ -57,4 +57,4 @@ class Watchdog:
             waited = time.monotonic() - since
             if waited >= limit:
                 told, limit = wait, 2 * waited
-                LOGGER.warning("%s has been waited for for %.1f s. Under way: %s.", what, waited, self.board.describe())
+                LOGGER.warning("%s: waited for %.1f s so far. Under way: %s.", what, waited, self.board.describe())
