@@ -1,4 +1,4 @@
-"""Prepared on a real Ray cluster, of which a worker is killed, the store is that of this process to the byte."""
+"""Prepared on a real Ray cluster that loses workers and a node, the store is that of this process to the byte."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 
 from preparing import Bench, make_texts, whole_content_of, write_jsonl
 from xlstm_jax.prepare import PrepareError, prepare
@@ -13,10 +14,12 @@ from xlstm_jax.prepare import PrepareError, prepare
 
 @pytest.fixture(scope="module")
 def cluster():
-    # Workers import the same modules as this process, wherever the tests run.
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield
+    """A cluster of one node; Ray's own tool adds nodes to it, and takes them away."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+    yield cluster
     ray.shutdown()
+    cluster.shutdown()
 
 
 @pytest.fixture
@@ -48,10 +51,12 @@ def busy_workers() -> list[int]:
     return workers
 
 
+SETTINGS = {"task_bytes": 15_000, "shard_bytes": 60_000, "splits": {"train": 0.9, "validation": 0.1}}
+
+
 def test_a_cluster_that_loses_workers_writes_the_same_bytes(cluster, bench):
-    corpus = write_jsonl(bench.folder / "a.jsonl", make_texts(3000, longest=300))
-    settings = {"task_bytes": 100_000, "shard_bytes": 200_000, "splits": {"train": 0.9, "validation": 0.1}}
-    expected = whole_content_of(bench.prepare(corpus, **settings))
+    corpus = write_jsonl(bench.folder / "a.jsonl", make_texts(1200, longest=200))
+    expected = whole_content_of(bench.prepare(corpus, **SETTINGS))
     killed, seen = [], set()
 
     def kill_one(progress):
@@ -61,10 +66,28 @@ def test_a_cluster_that_loses_workers_writes_the_same_bytes(cluster, bench):
             os.kill(busy[0], signal.SIGKILL)
             killed.append(busy[0])
 
-    config = bench.config(corpus, engine="ray", workers=None, **settings)
+    config = bench.config(corpus, engine="ray", workers=None, **SETTINGS)
     prepare(config, watch=kill_one)
     assert len(killed) == 2
     assert len(seen) >= 2
+    assert whole_content_of(config.output) == expected
+
+
+def test_a_cluster_that_loses_a_node_writes_the_same_bytes(cluster, bench):
+    corpus = write_jsonl(bench.folder / "a.jsonl", make_texts(1200, longest=200))
+    expected = whole_content_of(bench.prepare(corpus, **SETTINGS))
+    node = cluster.add_node(num_cpus=2)
+    lost = []
+
+    def lose_the_node(progress):
+        # Two workers have a core at home; a third is on the other node.
+        if not lost and len(progress.workers) > 2:
+            lost.append(node)
+            cluster.remove_node(node, allow_graceful=False)
+
+    config = bench.config(corpus, engine="ray", workers=None, **SETTINGS)
+    prepare(config, watch=lose_the_node)
+    assert lost
     assert whole_content_of(config.output) == expected
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from preparing import EOD, Bench, content_of, make_texts, whole_content_of, write_jsonl
 from xlstm_jax.cli import main
 from xlstm_jax.dataset.sources import TokenStore
-from xlstm_jax.prepare import PrepareConfig, PrepareError, info, prepare, read_manifest, verify
+from xlstm_jax.prepare import PrepareConfig, PrepareError, info, read_manifest, verify
 from xlstm_jax.prepare.duplicates import mark_first
 from xlstm_jax.prepare.splits import SplitRule
 
@@ -268,31 +268,6 @@ def test_counts_that_do_not_agree_are_found(bench, corpus):
     assert any("it should have 151 documents" in line for line in verify(store))
 
 
-def test_the_command_line_does_what_the_function_does(bench, corpus, capsys):
-    output = bench.folder / "by-command"
-    arguments = ["prepare", str(corpus), "--output", str(output), "--tokenizer", str(bench.tokenizer_path)]
-    arguments += [
-        "--workers",
-        "0",
-        "--task-size",
-        "2000",
-        "--shard-size",
-        "5000",
-        "--storage-options",
-        '{"key": "geheim"}',
-    ]
-    assert main(arguments) == 0
-    assert "150 documents" in capsys.readouterr().out
-    assert content_of(output) == content_of(bench.prepare(corpus))
-    command = read_manifest(output).command
-    assert command.startswith("xlstm-data prepare ")
-    assert "geheim" not in (output / "manifest.json").read_text()
-    assert main(["info", str(output)]) == 0
-    assert "shard-00000: " in capsys.readouterr().out
-    assert main(["prepare", "nowhere.jsonl", "--output", str(bench.folder / "x"), "--tokenizer", "t.json"]) == 1
-    assert "no file at nowhere.jsonl" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -313,10 +288,3 @@ def test_a_config_that_cannot_work_is_refused(wrong, said):
 
 def test_a_config_shows_no_secrets():
     assert "geheim" not in repr(PrepareConfig(inputs=["a"], output="b", storage_options={"secret": "geheim"}))
-
-
-def test_prepare_says_what_it_has_done(bench, corpus):
-    seen = []
-    manifest = prepare(bench.config(corpus), watch=lambda progress: seen.append(str(progress)))
-    assert len(seen) > 3
-    assert seen[-1].startswith(f"100.0%, 150 documents, {manifest.tokens:,} tokens")
