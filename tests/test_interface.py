@@ -4,6 +4,8 @@ import inspect
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -575,6 +577,34 @@ def test_operations_run_in_so_many_worker_processes(tmp_path):
         processes = set(flat(tokens_of(loader)))
     assert len(processes) == 2
     assert os.getpid() not in processes
+
+
+SCRIPT = """
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from xlstm_jax.dataset import make_grain_llm_iterator
+
+class Letters:
+    def map_batch(self, texts):
+        return [[ord(letter) for letter in text] for text in texts]
+
+mesh = Mesh(np.array(jax.devices()), ("data",))
+loader = make_grain_llm_iterator(
+    0, 1, mesh, ["abc", "de"], 1, 8, shuffle=False, data_shuffle_seed=0, operations=[Letters()], grain_packing=True
+)
+print(next(iter(loader)).inputs.tolist())
+"""
+
+
+def test_a_script_of_a_few_lines_may_use_worker_processes(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    ran = subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
+    assert ran.stdout == "[[97, 98, 99, 100, 101, 0, 0, 0]]\n", ran.stderr
 
 
 @pytest.mark.parametrize("options", [{"worker_count": 0}, {"worker_count": 2, "use_thread_prefetch": True}])

@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+import types
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
@@ -44,10 +45,10 @@ class WorkerProcess:
         packed = _pack_readers(readers)
         self._ours, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), name="xlstm-data-worker", daemon=True)
-        self._process.start()
+        with _without_main():
+            self._process.start()
         theirs.close()
         self._packed: bytes | None = packed
-        self._ready = False
 
     def read(self, name: str, epoch: int, index: NDArray[np.int64]) -> Documents:
         """Documents of the dataset `name` at `index`.
@@ -68,7 +69,6 @@ class WorkerProcess:
             answer = None
         if answer is None:
             raise WorkerEndedError(self._epitaph(name, epoch, index)) from None
-        self._ready = True
         if isinstance(answer, _Failure):
             raise answer.unpack()
         documents: Documents = answer
@@ -87,17 +87,30 @@ class WorkerProcess:
             how = "by SIGKILL, as the kernel does where memory runs out"
         elif code is not None and code < 0:
             how = f"by {signal.Signals(-code).name}"
-        cure = (
-            "Look for what an operation, or a library under it, did there"
-            if self._ready
-            else "A script that makes a loader at its top level needs `if __name__ == '__main__':` around that, as "
-            "each worker imports the script"
-        )
         return (
             f"Worker process {self._process.pid} ended {how}, while it read {len(index)} documents of dataset {name!r} "
-            f"in epoch {epoch} (the first is document {index[0]}). {cure}; use_thread_prefetch=True runs operations in "
-            "this process instead."
+            f"in epoch {epoch} (the first is document {index[0]}). Look for what an operation, or a library under it, "
+            "did there; use_thread_prefetch=True runs operations in this process instead."
         )
+
+
+_starting = threading.Lock()
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Let a process start that does not import the script that runs here.
+
+    What is defined there travels by value, so nothing needs it; and a script without `if __name__ == "__main__"` would
+    make its loader again, in each worker.
+    """
+    with _starting:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 class _Failure(NamedTuple):
