@@ -47,7 +47,7 @@ class Job:
     shards: int | None = 1
     hosts: int = 1
     weights: list[float] | None = None
-    num_epochs: int | None = None
+    num_epochs: int | None | dict[str, int | None] = None
     shuffle: bool = True
     packing: str | None = "best_fit"
     bins: int | None = 4
@@ -58,6 +58,9 @@ class Job:
     reset: bool = False
     mesh: Any = None
     options: dict = field(default_factory=dict)
+    """More arguments of the datasets."""
+    schedules: dict = field(default_factory=dict)
+    """More arguments of the loader: mixture, batch_schedule, row_length_schedule."""
 
     def datasets_of(self, host: int):
         return [
@@ -69,7 +72,7 @@ class Job:
                 self.length,
                 self.shuffle,
                 7,
-                self.num_epochs,
+                self.num_epochs[name] if isinstance(self.num_epochs, dict) else self.num_epochs,
                 grain_packing=self.packing is not None,
                 grain_packing_bin_count=self.bins,
                 num_shards=self.shards,
@@ -96,7 +99,7 @@ class Job:
             self.mesh or one_device_mesh(),
             self.batch,
             self.hosts,
-            **(options | changes),
+            **(options | self.schedules | changes),
         )
 
 

@@ -67,7 +67,7 @@ class RowLengthSchedule:
 
     def to_json(self) -> list[Any]:
         """The changes, as a saved position keeps them."""
-        return [[point.unit, point.count, length] for point, length in self.lengths.entries[1:]]
+        return [[point.unit, point.value, length] for point, length in self.lengths.entries[1:]]
 
 
 def _length(value: Any) -> int:
