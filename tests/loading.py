@@ -47,7 +47,7 @@ class Job:
     shards: int | None = 1
     hosts: int = 1
     weights: list[float] | None = None
-    num_epochs: int | None | dict[str, int | None] = None
+    num_epochs: int | dict[str, int | None] | None = None
     shuffle: bool = True
     packing: str | None = "best_fit"
     bins: int | None = 4

@@ -99,6 +99,7 @@ class Stream:
         return keyed_hash("window", SEED, self.name, self.epoch, self.lane, self.first, self.offset)
 
     def open(self, documents: list[int]) -> None:
+        self.order = documents
         lengths = [len(self.documents[d]) for d in documents]
         packing = Packing(row_length=self.length, **self.packing)
         packed = pack_window_plain(lengths, packing, last=True, offset=self.offset, key=self.key())
@@ -119,7 +120,8 @@ class Stream:
         self.chain += [before, self.emitted]
         self.emitted = 0
         merged: list[list[int]] = []
-        for document, start, tokens in sorted(piece for row in self.rows for piece in row):
+        in_order = sorted((piece for row in self.rows for piece in row), key=lambda p: (self.order.index(p[0]), p[1]))
+        for document, start, tokens in in_order:
             if merged and merged[-1][0] == document and merged[-1][1] + merged[-1][2] == start:
                 merged[-1][2] += tokens
             else:
@@ -178,11 +180,11 @@ class PlainRun:
         chosen: list[tuple[int, str, list[Piece]]] = []
         while len(chosen) < size and any(self.available(lane) for lane in range(self.shards)):
             lane = self.lane_of(self.place)
-            self.place += 1
             if self.available(lane):
-                name = self.next_dataset(lane)
+                name = self.next_dataset(lane, self.place)
                 chosen.append((lane, name, self.streams[name, lane].take()))
                 self.drawn[name] += 1
+            self.place += 1
         if not chosen:
             return None
         self.step, self.rows, self.tokens = self.step + 1, self.rows + size, self.tokens + size * self.length
@@ -204,18 +206,14 @@ class PlainRun:
             return False
         if stage != self.stage or any(ended):
             self.stage, self.start, self.weights = stage, self.place, [weight // gcd(*left) for weight in left]
-            self.rounds, self.sequence, self.stages = [0] * self.shards, [], self.stages + 1
+            self.sequence, self.stages = [], self.stages + 1
         return True
 
     def row(self, name: str, lane: int) -> list[Piece] | None:
         return self.streams[name, lane].next_row(self.length, self.plan.num_epochs[name])
 
     def available(self, lane: int) -> bool:
-        return any(
-            self.row(name, lane) is not None
-            for name, weight in zip(self.plan.names, self.weights, strict=True)
-            if weight
-        )
+        return any(self.row(name, lane) is not None for name, weight in self.weighted() if weight)
 
     def turns(self, number: int) -> list[int]:
         """The place of each lane in a round."""
@@ -227,16 +225,20 @@ class PlainRun:
         number, turn = divmod(place - self.start, self.shards)
         return self.turns(number).index(turn)
 
-    def next_dataset(self, lane: int) -> str:
-        """The dataset of the lane's next round in which it has a row."""
-        while True:
-            entry = self.rounds[lane] * self.shards + self.turns(self.rounds[lane])[lane]
-            self.rounds[lane] += 1
-            if entry >= len(self.sequence):
-                self.sequence = mixture_plain(self.weights, 2 * entry + 10)
-            name = self.plan.names[self.sequence[entry]]
-            if self.row(name, lane) is not None:
-                return name
+    def next_dataset(self, lane: int, place: int) -> str:
+        """The dataset whose entry stands at the place; where it has ended in the lane, one that stands in for it."""
+        entry = place - self.start
+        if entry >= len(self.sequence):
+            self.sequence = mixture_plain(self.weights, 2 * entry + 10)
+        name = self.plan.names[self.sequence[entry]]
+        if self.row(name, lane) is not None:
+            return name
+        left = [name for name, weight in self.weighted() if weight and self.row(name, lane) is not None]
+        draw = keyed_hash("stand in", lane, entry // self.shards) % sum(dict(self.weighted())[name] for name in left)
+        return [name for name in left for _ in range(dict(self.weighted())[name])][draw]
+
+    def weighted(self) -> list[tuple[str, int]]:
+        return list(zip(self.plan.names, self.weights, strict=True))
 
 
 def tokens_of(documents: dict[str, Any], row: tuple[str, list[Piece]]) -> tuple[list[int], list[int]]:

@@ -1,15 +1,21 @@
 """Mixtures and schedules that change: a run equals its plain model, whatever changes and whenever it stops."""
 
+import dataclasses
 import json
+from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loading import Job, Streamed, draw, global_batches, make_documents, one_device_mesh
-from plain_run import Plan, PlainRun, tokens_of
+from loading import Job, Streamed, draw, make_documents
+from plain_run import PlainRun, Plan, tokens_of
 from xlstm_jax.dataset import Mixture, PositionError, Stage
+from xlstm_jax.dataset.config_file import read_config
+from xlstm_jax.dataset.run import Run
+from xlstm_jax.dataset.timeline import Timeline
 
 POOL = ["a", "b", "c", "d"]
 LENGTH = 16
@@ -145,7 +151,7 @@ def drive(job, steps, state):
             for batch in zip(*parts, strict=True)], states[0]  # fmt: skip
 
 
-@settings(max_examples=60)
+@settings(max_examples=50)
 @given(journey=journeys())
 def test_a_run_with_changes_and_restarts_yields_the_rows_of_its_plain_model(journey):
     fixed, legs = journey
@@ -170,3 +176,275 @@ def test_a_run_with_changes_and_restarts_yields_the_rows_of_its_plain_model(jour
         assert {name: entry["shares"][2] for name, entry in state["datasets"].items()} == {
             name: model.drawn[name] for name in leg["names"]
         }
+
+
+# --- Shares and order ----------------------------------------------------------------------------------------------
+
+
+@lru_cache
+def configs_of(count, shards, num_epochs=None):
+    """Small datasets; those of which every token is another would take longer to make."""
+    sources = {f"d{d}": [np.arange(1 + (d + n) % 9) for n in range(40)] for d in range(count)}
+    return tuple(dataset.config for dataset in Job(sources, shards=shards, num_epochs=num_epochs).datasets_of(0))
+
+
+def run_of(weights, shards=1, batch=8, num_epochs=None):
+    """A run of small datasets, one a weight."""
+    configs = configs_of(len(weights), shards, num_epochs)
+    mixture = Mixture.of([config.name for config in configs], weights)
+    return Run(datasets=configs, mixture=mixture, timeline=Timeline.of(batch, LENGTH))
+
+
+@settings(max_examples=20)
+@given(
+    weights=st.one_of(
+        st.lists(st.sampled_from([0, 1, 2, 7, 0.1, 0.999999, 1e-6]), min_size=2, max_size=6).filter(any),
+        st.integers(0, 99).map(lambda seed: np.random.default_rng(seed).random(200).round(6).tolist()),
+    ),
+    shards=st.sampled_from([1, 3, 8]),
+    batch=st.integers(1, 40),
+)
+def test_after_every_step_every_dataset_has_had_its_share_to_within_one_row(weights, shards, batch):
+    run = run_of(weights, shards, batch)
+    planner = run.plan_from(run.start(), range(shards), {})
+    exact = [Fraction(str(weight)) for weight in weights]
+    total = sum(exact)
+    shares = [weight / total for weight in exact]
+    had = [0] * len(weights)
+    for step in range(1, 25):
+        plan = planner.next_batch()
+        had = [before + now for before, now in zip(had, plan.after.drawn, strict=True)]
+        assert sum(had) == step * batch
+        for count, share in zip(had, shares, strict=True):
+            assert abs(count - step * batch * share) < 1
+
+
+@settings(max_examples=25)
+@given(
+    weights=st.lists(st.sampled_from([1, 2, 7, 1e-6]), min_size=1, max_size=5),
+    shards=st.sampled_from([1, 3, 8]),
+    num_epochs=st.sampled_from([None, 1, 2]),
+)
+def test_the_rows_of_every_dataset_come_in_their_own_order_without_gaps(weights, shards, num_epochs):
+    run = run_of(weights, shards, 7, num_epochs=num_epochs)
+    planner = run.plan_from(run.start(), range(shards), {})
+    following = {}
+    for _ in range(40):
+        plan = planner.next_batch()
+        for (dataset, lane), cursor in plan.after.moved.items():
+            following.setdefault((dataset, lane), []).append(cursor)
+        if not plan.rows:
+            break
+    for (dataset, lane), cursors in following.items():
+        alone = run_of(weights, shards, 1, num_epochs=num_epochs)
+        [stream] = alone.plan_from(alone.start(), [lane], {})._lanes[lane].streams[dataset : dataset + 1]
+        every = [stream.cursor]
+        while stream.available(1) and every[-1] != cursors[-1]:
+            stream.take(dataset, 1)
+            every.append(stream.cursor)
+        # The cursors are those of the dataset read alone, in the same order; where a batch took several rows, some lie
+        # between two of them.
+        places = [every.index(cursor) for cursor in cursors]
+        assert places == sorted(set(places))
+        assert places[-1] == len(every) - 1
+
+
+# --- Stages --------------------------------------------------------------------------------------------------------
+
+
+def names_in(batch, documents):
+    """Rows of each dataset in a batch, by its tokens."""
+    first = batch["inputs"][:, 0]
+    return {
+        name: int(sum(source[0][0] <= token <= source[-1][-1] for token in first)) for name, source in documents.items()
+    }
+
+
+@pytest.mark.parametrize("prefetch", [0, 5])
+@pytest.mark.parametrize("at", [3, {"rows": 17}, {"tokens": 3 * 8 * LENGTH}])
+def test_a_stage_takes_effect_at_exactly_its_step_whatever_is_prefetched(prefetch, at):
+    documents = documents_of(0)
+    mixture = Mixture(weights={"a": 1, "b": 1}, stages=[Stage(at=at, weights={"c": 1, "d": 3})])
+    with Job(documents, batch=8, prefetch=prefetch, schedules={"mixture": mixture}).loader() as loader:
+        counted = [names_in(batch, documents) for batch in draw(loader, 6)]
+        assert counted == [{"a": 4, "b": 4, "c": 0, "d": 0}] * 3 + [{"a": 0, "b": 0, "c": 2, "d": 6}] * 3
+        assert [(stage["stage"], stage["step"], stage["rows"]) for stage in loader.history] == [(0, 0, 0), (1, 3, 24)]
+        assert loader.history[1]["rows_before"] == {"a": 12, "b": 12, "c": 0, "d": 0}
+
+
+def test_shares_of_tokens_count_rows_by_their_mean_tokens():
+    documents = {"short": [np.full(3, 1)] * 40, "long": [np.full(12, 2)] * 10}
+    mixture = {"weights": {"short": 1, "long": 1}, "unit": "tokens"}
+    job = Job(documents, batch=10, packing=None, bins=None, schedules={"mixture": mixture})
+    [batch] = draw(job.loader(), 1)
+    tokens = [int((batch["inputs"][batch["inputs_segmentation"] > 0] == token).sum()) for token in (1, 2)]
+    assert tokens == [24, 24]  # 8 rows of 3 tokens, 2 of 12.
+
+
+# --- When a dataset ends -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_weight_of_a_dataset_that_has_ended_is_shared_among_the_others(shards):
+    run = run_of([1, 1, 2], shards, 8)
+    first = dataclasses.replace(run.datasets[0], num_epochs=1)
+    run = dataclasses.replace(run, datasets=(first, *run.datasets[1:]))
+    planner = run.plan_from(run.start(), range(shards), {})
+    plans = [planner.next_batch() for _ in range(80)]
+    ended = next(plan.step for plan in plans if plan.after.stage.number)
+    assert sum(plan.after.drawn[0] for plan in plans) == run.epoch(0, LENGTH).rows
+    assert plans[ended].after.stage.weights == (0, 1, 2)
+    had = np.sum([plan.after.drawn for plan in plans[ended:]], axis=0)
+    assert np.abs(had - np.array([0, 1, 2]) / 3 * had.sum()).max() < 1
+
+
+def test_a_run_stops_with_the_batch_that_holds_the_last_row_of_the_first_dataset_that_ends():
+    documents = documents_of(0)
+    mixture = {"weights": {"a": 1, "b": 1}, "when_one_ends": "stop"}
+    job = Job({name: documents[name] for name in "ab"}, num_epochs={"a": 1, "b": None}, drop_remainder=True,
+              schedules={"mixture": mixture})  # fmt: skip
+    with job.loader() as loader:
+        batches = draw(loader, 1000)
+        assert loader.epochs_seen["a"] == 1
+    tokens = [int(t) for batch in batches for t in batch["inputs"][batch["inputs_segmentation"] > 0]]
+    every = [int(t) for document in documents["a"] for t in document]
+    assert sorted(t for t in tokens if t <= every[-1]) == every
+    assert all(batch["inputs_segmentation"].any(axis=1).all() for batch in batches)
+    last = batches[-1]["inputs"]
+    assert (last[:, 0] <= every[-1]).any()
+
+
+def test_epochs_seen_are_counted_for_each_dataset_and_survive_a_restart():
+    documents = {"small": make_documents(0, 6, 40), "large": make_documents(1, 60, 40, 10_000)}
+    job = Job(documents, weights=[1, 1])
+    with job.loader() as loader, job.loader() as resumed:
+        assert loader.epochs_seen == {"small": 0, "large": 0}
+        draw(loader, 25)
+        resumed.set_state(loader.get_state())
+        assert loader.epochs_seen == resumed.epochs_seen
+        rows = 50 / np.array([sum(map(len, source)) / LENGTH for source in documents.values()])
+        np.testing.assert_allclose(list(loader.epochs_seen.values()), rows, rtol=0.3)
+
+
+# --- Changes at a restart ------------------------------------------------------------------------------------------
+
+
+def job_with(names, weights, revision=0, **options):
+    documents = documents_of(0)
+    mixture = Mixture(weights=dict(zip(names, weights, strict=True)), revision=revision)
+    return Job({name: documents[name] for name in names}, schedules={"mixture": mixture}, **options)
+
+
+def test_a_dataset_that_was_taken_out_goes_on_where_it_was_when_it_comes_back():
+    with job_with("ab", [1, 1]).loader() as loader:
+        draw(loader, 3)
+        state = loader.get_state()
+    with job_with("bc", [1, 1], revision=1).loader() as loader:
+        loader.set_state(state)
+        draw(loader, 3)
+        assert loader.get_state()["retired"]["a"]["cursors"] == state["datasets"]["a"]["cursors"]
+        between = loader.get_state()
+    with job_with("cab", [1, 1, 1], revision=2).loader() as loader:
+        loader.set_state(between)
+        again = loader.get_state()
+    assert "retired" not in again
+    assert again["datasets"]["a"]["cursors"] == state["datasets"]["a"]["cursors"]
+    assert again["datasets"]["b"]["cursors"] == between["datasets"]["b"]["cursors"]
+
+
+def test_the_history_of_a_run_goes_with_its_checkpoints():
+    with job_with("ab", [1, 3]).loader() as loader:
+        draw(loader, 3)
+        state, history = loader.get_state(), json.loads(json.dumps(loader.history))
+    with job_with("ab", [1, 1], revision=1).loader() as loader:
+        loader.set_state(state)
+        loader.set_history(history)
+        draw(loader, 2)
+        assert loader.history == [
+            {"stage": 0, "step": 0, "rows": 0, "tokens": 0, "place": 0, "revision": 0, "weights": {"a": 1, "b": 3},
+             "rows_before": {"a": 0, "b": 0}},
+            {"stage": 1, "step": 3, "rows": 12, "tokens": 192, "place": 12, "revision": 1, "weights": {"a": 1, "b": 1},
+             "rows_before": {"a": 3, "b": 9}},
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "weights", "revision", "message"),
+    [
+        ("ab", [1, 2], 2, r"dataset_weights: saved {'a': 1, 'b': 1}, now {'a': 1, 'b': 2}; .*revision=3\)"),
+        ("ac", [1, 1], 2, r"datasets: saved \['a', 'b'\], now \['a', 'c'\]; .*revision=3\)"),
+        ("ba", [1, 1], 2, r"order of datasets than saved; .*revision=3\)"),
+        ("ab", [1, 2], 1, "saved revision 2, now the older revision 1"),
+    ],
+)
+def test_a_mixture_that_changed_without_a_higher_revision_is_refused(names, weights, revision, message):
+    with job_with("ab", [1, 1], revision=2).loader() as loader:
+        draw(loader, 2)
+        state = loader.get_state()
+    with job_with(names, weights, revision).loader() as loader, pytest.raises(PositionError, match=message):
+        loader.set_state(state)
+
+
+def test_row_lengths_that_would_change_unseen_at_a_restart_are_refused():
+    changes_at_2 = {"row_length_schedule": {2: 32}}
+    documents = documents_of(0)
+    with Job(documents, schedules=changes_at_2).loader() as loader:
+        draw(loader, 3)
+        state = loader.get_state()
+    with Job(documents).loader() as loader, pytest.raises(PositionError, match="to have rows of 32, now 16; keep the"):
+        loader.set_state(state)
+    with Job(documents, schedules={"row_length_schedule": {2: 32, 4: 8}}).loader() as loader:
+        loader.set_state(state)
+        assert [batch["inputs"].shape for batch in draw(loader, 2)] == [(4, 32), (4, 8)]
+
+
+# --- Mixtures as data ----------------------------------------------------------------------------------------------
+
+FILES = {
+    "m.json": '{"weights": {"a": 0.5, "b": 1}, "unit": "rows", "stages": [{"at": {"rows": 1e3}, "weights": {"c": 1}}]}',
+    "m.toml": 'unit = "rows"\n[weights]\na = 0.5\nb = 1\n[[stages]]\nat = {rows = 1e3}\nweights = {c = 1}\n',
+    "m.yaml": "unit: rows\nweights: {a: 0.5, b: 1}\nstages:\n  - at: {rows: 1e3}\n    weights: {c: 1}\n",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_mixtures_come_from_files(name, tmp_path):
+    (tmp_path / name).write_text(FILES[name])
+    read = Mixture.read(tmp_path / name)
+    same = Mixture(weights={"a": 0.5, "b": 1}, stages=[Stage(at={"rows": 1000}, weights={"c": 1})])
+    assert read.digest("abc") == same.digest("abc")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"weights": {}}, "at least one weight above 0"),
+        ({"weight": {"a": 1}}, "A mixture has weights"),
+        ({"weights": {"a": 1}, "stages": [{"weights": {"a": 1}}]}, "each with at and weights"),
+        ({"weights": {"a": 1}, "unit": "documents"}, "unit='documents' of the mixture is unknown"),
+        ({"weights": {"a": 1}, "when_one_ends": "restart"}, "use 'share' or 'stop'"),
+        ({"weights": {"a": 1}, "revision": -1}, "revision of the mixture"),
+        ({"weights": {"a": 1}, "stages": [{"at": 5, "weights": {"a": 1}}] * 2}, "in order, each once"),
+        ({"weights": {"a": 1, "x": 1}}, r"names the datasets \['a', 'x'\], and the loader has \['a', 'b'\]"),
+    ],
+)
+def test_wrong_mixtures_are_refused(config, message):
+    documents = documents_of(0)
+    with pytest.raises(ValueError, match=message):
+        Job({name: documents[name] for name in "ab"}, schedules={"mixture": config}).loader()
+
+
+@pytest.mark.parametrize("name", ["twice.json", "twice.yaml", "broken.toml", "list.json", "mixture.txt"])
+def test_wrong_files_are_refused(name, tmp_path):
+    content = {"twice.json": '{"a": 1, "a": 2}', "twice.yaml": "a: 1\na: 2\n", "broken.toml": "a = ", "list.json": "[]"}
+    (tmp_path / name).write_text(content.get(name, ""))
+    with pytest.raises(ValueError, match=r"(twice|cannot be read|must hold a mapping|must end in)"):
+        read_config(tmp_path / name)
+
+
+@pytest.mark.parametrize("wish", [{"unit": "tokens"}, {"when_one_ends": "stop"}])
+def test_what_needs_known_lengths_is_refused_for_streamed_data(wish):
+    streamed = {name: Streamed(source) for name, source in documents_of(0).items()}
+    mixture = {"weights": dict.fromkeys(streamed, 1), **wish}
+    with pytest.raises(ValueError, match="needs lengths that are known before documents are read"):
+        Job(streamed, schedules={"mixture": mixture}).loader()

@@ -214,27 +214,39 @@ def turns(weights: Sequence[int], num_shards: int, start: int, number: int) -> N
     return keyed_permutation(num_shards, keyed_hash("lanes", number), 0, num_shards)
 
 
+def stand_in(weights: Sequence[int], left: Sequence[int], lane: int, number: int) -> int:
+    """Which of the datasets `left` gives a lane's row of round `number` where the one whose turn it is has ended there.
+
+    Drawn by weight, and from nothing but the round: a lane keeps its rounds whatever ends in it.
+    """
+    draw = keyed_hash("stand in", lane, number) % sum(weights[d] for d in left)
+    for d in left:
+        draw -= weights[d]
+        if draw < 0:
+            return d
+    raise AssertionError("the weights of those left add up to more than any draw")
+
+
 class Lane:
     """One lane: its rows of all datasets, in the order in which the mixture deals them out.
 
-    Where the dataset of a round has ended in this lane, the round is passed over, so that the others go on in their
+    Where the dataset of a round has ended in this lane, another stands in for it, so that the others go on in their
     proportions until all have ended.
     """
 
     def __init__(self, number: int, streams: Sequence[RowStream], rounds: Rounds, next_round: int) -> None:
         self.streams = streams
-        self.next_round = next_round
         self._number = number
-        self._rounds = rounds
-        self._ahead: deque[tuple[int, int]] = deque()
-        self._pending = [0] * len(streams)
-        self._drawn = [d for d, count in enumerate(rounds.weights) if count]
+        self._begin(rounds, next_round)
 
     def begin_stage(self, rounds: Rounds) -> None:
         """Go on by another mixture, from its first round on."""
+        self._begin(rounds, 0)
+
+    def _begin(self, rounds: Rounds, next_round: int) -> None:
         self._rounds = rounds
-        self._drawn = [d for d, count in enumerate(rounds.weights) if count]
-        self.next_round = 0
+        self._drawn = [d for d, weight in enumerate(rounds.weights) if weight]
+        self._next_round = next_round
         self._forget_ahead()
 
     def change_length(self, length: int) -> list[int]:
@@ -243,34 +255,37 @@ class Lane:
         return [d for d, stream in enumerate(self.streams) if stream.change_length(length)]
 
     def _forget_ahead(self) -> None:
-        self._ahead.clear()
+        self._ahead: deque[int] = deque()
         self._pending = [0] * len(self.streams)
 
     def available(self, count: int) -> int:
         """Rows that can still be taken, or `count` if there are as many."""
         if len(self.streams) == 1:
             return self.streams[0].available(count)
-        look = max(self._ahead[-1][0] + 1 if self._ahead else self.next_round, self._rounds.first)
         while len(self._ahead) < count:
-            dataset = self._rounds.dataset(look, self._number)
-            wanted = self._pending[dataset] + 1
-            if self.streams[dataset].available(wanted) == wanted:
-                self._pending[dataset] = wanted
-                self._ahead.append((look, dataset))
-            elif all(self.streams[d].available(self._pending[d] + 1) == self._pending[d] for d in self._drawn):
-                return len(self._ahead)
-            look += 1
+            number = self._next_round + len(self._ahead)
+            dataset = self._rounds.dataset(number, self._number)
+            if not self._goes_on(dataset):
+                left = [d for d in self._drawn if self._goes_on(d)]
+                if not left:
+                    return len(self._ahead)
+                dataset = stand_in(self._rounds.weights, left, self._number, number)
+            self._pending[dataset] += 1
+            self._ahead.append(dataset)
         return count
+
+    def _goes_on(self, dataset: int) -> bool:
+        wanted = self._pending[dataset] + 1
+        return self.streams[dataset].available(wanted) == wanted
 
     def take(self, count: int) -> list[RowRun]:
         """The next `count` rows, of which as many must be `available`."""
+        self._next_round += count
         if len(self.streams) == 1:
-            self.next_round += count
             return self.streams[0].take(0, count)
         runs: list[RowRun] = []
         for _ in range(count):
-            number, dataset = self._ahead.popleft()
+            dataset = self._ahead.popleft()
             self._pending[dataset] -= 1
-            self.next_round = number + 1
             runs += self.streams[dataset].take(dataset, 1)
         return runs

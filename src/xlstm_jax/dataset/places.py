@@ -39,9 +39,7 @@ class StageStanding(NamedTuple):
     weights: tuple[int, ...]
     """Those in force: 0 also for datasets that have ended."""
     counts: tuple[int, ...]
-    """Entries of each dataset in this stage, before the first round that a lane still needs."""
-    rounds: tuple[int, ...] | None
-    """[num_shards] next round of each lane; None where they follow from the place."""
+    """Entries of each dataset in this stage, before the round of the next place."""
 
 
 class Standing(NamedTuple):
@@ -87,7 +85,7 @@ class Diet(NamedTuple):
 
 
 def rounds_at(place: int, stage_start: int, weights: Sequence[int], num_shards: int) -> list[int]:
-    """The next round of each lane in a stage, where no dataset has ended in it."""
+    """The next round of each lane in a stage."""
     number, turn = divmod(place - stage_start, num_shards)
     if not turn:
         return [number] * num_shards
@@ -164,7 +162,7 @@ class Planner:
         if not any(left):
             return False
         weights = integer_weights(left)
-        self._stage = StageStanding(self._stage.number + 1, index, self._place, weights, (), None)
+        self._stage = StageStanding(self._stage.number + 1, index, self._place, weights, ())
         self._rounds = Rounds(MixtureSequence(weights), len(self._lanes), start=self._place, first=0)
         for lane in self._lanes:
             if lane is not None:
@@ -235,12 +233,9 @@ class Planner:
         runs: Sequence[PlacedRun],
         moved: Mapping[tuple[int, int], Cursor],
     ) -> Standing:
-        expected = self._rounds_at(place).tolist()
-        # A lane that has ended needs no round; all others stand at the round of their next place, or ahead of it.
-        known = [e if lane is None else max(e, lane.next_round) for lane, e in zip(self._lanes, expected, strict=True)]
         before = self._rounds.counts
-        self._rounds.forget_before(min(expected))
-        stage = self._stage._replace(counts=self._rounds.counts, rounds=None if known == expected else tuple(known))
+        self._rounds.forget_before(int(self._rounds_at(place).min()))
+        stage = self._stage._replace(counts=self._rounds.counts)
         drawn = [0] * len(stage.weights)
         if len(drawn) == 1:
             drawn = [place - self._place]

@@ -70,8 +70,6 @@ class StagePosition:
     revision: int = 0
     digest: str = ""
     """Revision and digest of the mixture."""
-    rounds: tuple[int, ...] | None = None
-    """[num_shards] next round of each lane; None where they follow from the place."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +113,7 @@ class Position:
             "num_shards": self.num_shards,
             "row_length": self.row_length,
             "settings": shared,
-            "mixture": {**asdict(self.stage), "rounds": self.stage.rounds and list(self.stage.rounds)},
+            "mixture": asdict(self.stage),
             "datasets": {
                 name: {
                     **own[name],
@@ -168,7 +166,7 @@ class Position:
             num_shards=int(state["num_shards"]),
             row_length=int(state["row_length"]),
             row_lengths=tuple(tuple(change) for change in state.get("row_lengths", ())),
-            stage=StagePosition(**{**stage, "rounds": None if stage["rounds"] is None else tuple(stage["rounds"])}),
+            stage=StagePosition(**stage),
             weights={name: share[0] for name, share in shares.items()},
             counts={name: share[1] for name, share in shares.items()},
             drawn={name: share[2] for name, share in shares.items()},

@@ -51,7 +51,7 @@ class Progress:
             place=after.place,
             row_length=after.row_length,
             stage=dataclasses.replace(
-                position.stage, number=stage.number, in_mixture=stage.in_mixture, start=stage.start, rounds=stage.rounds
+                position.stage, number=stage.number, in_mixture=stage.in_mixture, start=stage.start
             ),
             weights=dict(zip(self._names, stage.weights, strict=True)),
             counts=dict(zip(self._names, stage.counts, strict=True)),

@@ -209,14 +209,13 @@ class Run:
         number, index, start = position.stage.number, position.stage.in_mixture, position.stage.start
         if index < 0:
             # The next batch begins a stage: what went before does not matter.
-            stage = StageStanding(number, index, place, (1,) * len(names), (0,) * len(names), None)
+            stage = StageStanding(number, index, place, (1,) * len(names), (0,) * len(names))
         else:
             weights = tuple(position.weights[name] for name in names)
             counts = tuple(position.counts[name] for name in names)
-            stage = StageStanding(number, index, start, weights, counts, position.stage.rounds)
-        expected = rounds_at(place, stage.start, stage.weights, shards)
-        next_rounds = stage.rounds or expected
-        rounds = Rounds(MixtureSequence(stage.weights, stage.counts), shards, start=stage.start, first=min(expected))
+            stage = StageStanding(number, index, start, weights, counts)
+        next_rounds = rounds_at(place, stage.start, stage.weights, shards)
+        rounds = Rounds(MixtureSequence(stage.weights, stage.counts), shards, start=stage.start, first=min(next_rounds))
         built = [
             Lane(lane, self._streams(lane, position, readers, one_epoch), rounds, next_rounds[lane])
             if lane in lanes
