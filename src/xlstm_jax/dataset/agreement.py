@@ -14,7 +14,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
-from xlstm_jax.dataset.places import rounds_at
 from xlstm_jax.dataset.position import Position, cursor_from_json, cursor_to_json
 from xlstm_jax.dataset.stages import stage
 
@@ -62,38 +61,27 @@ def gather_json(own: Any) -> list[Any]:
 
 def own_part(position: Position, lanes: Sequence[int]) -> dict[str, Any]:
     """What only a process that reads these lanes knows of a position, as JSON."""
-    rounds = _rounds(position)
     return {
         "lanes": list(lanes),
         "cursors": {
             name: [cursor_to_json(dataset.cursors[lane]) for lane in lanes]
             for name, dataset in position.datasets.items()
         },
-        "rounds": [rounds[lane] for lane in lanes],
     }
 
 
 def join_positions(position: Position, parts: Sequence[Mapping[str, Any]]) -> Position:
     """The position of the run, from that of one process and the parts of all."""
-    expected = _rounds(replace(position, stage=replace(position.stage, rounds=None)))
-    rounds = list(expected)
     cursors = {name: list(dataset.cursors) for name, dataset in position.datasets.items()}
     # Processes that read the same lanes say the same of them.
     for part in parts:
         for at, lane in enumerate(part["lanes"]):
-            rounds[lane] = part["rounds"][at]
             for name, of_dataset in part["cursors"].items():
                 cursors[name][lane] = cursor_from_json(of_dataset[at])
     return replace(
         position,
         datasets={name: replace(old, cursors=tuple(cursors[name])) for name, old in position.datasets.items()},
-        stage=replace(position.stage, rounds=None if rounds == expected else tuple(rounds)),
     )
-
-
-def _rounds(position: Position) -> Sequence[int]:
-    stage, weights = position.stage, [position.weights[name] for name in position.datasets]
-    return stage.rounds or rounds_at(position.place, stage.start, weights, position.num_shards)
 
 
 def _gather(own: NDArray[Any]) -> NDArray[Any]:

@@ -214,7 +214,7 @@ def turns(weights: Sequence[int], num_shards: int, start: int, number: int) -> N
     return keyed_permutation(num_shards, keyed_hash("lanes", number), 0, num_shards)
 
 
-def stand_in(weights: Sequence[int], left: Sequence[int], lane: int, number: int) -> int:
+def _stand_in(weights: Sequence[int], left: Sequence[int], lane: int, number: int) -> int:
     """Which of the datasets `left` gives a lane's row of round `number` where the one whose turn it is has ended there.
 
     Drawn by weight, and from nothing but the round: a lane keeps its rounds whatever ends in it.
@@ -269,7 +269,7 @@ class Lane:
                 left = [d for d in self._drawn if self._goes_on(d)]
                 if not left:
                     return len(self._ahead)
-                dataset = stand_in(self._rounds.weights, left, self._number, number)
+                dataset = _stand_in(self._rounds.weights, left, self._number, number)
             self._pending[dataset] += 1
             self._ahead.append(dataset)
         return count
