@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from xlstm_jax.dataset.mixing import MixtureSequence
 from xlstm_jax.dataset.order import keyed_hash, keyed_permutation
+from xlstm_jax.dataset.repacking import repack
 from xlstm_jax.dataset.windows import Window, Windows
 
 __all__ = ["Cursor", "Lane", "Rounds", "RowRun", "RowStream", "turns"]
@@ -140,7 +141,7 @@ class RowStream:
         window = self._windows_of(lengths[0]).read(epoch, first, offset) if emitted else None
         for rows, before, after in zip(emitted, lengths, lengths[1:], strict=False):
             assert window is not None, "a cursor stands in a window"
-            window = self._windows_of(after).repack(window, before, rows)
+            window = repack(window, before, rows, self._windows_of(after))
         return window or self._windows.read(epoch, first, offset)
 
 

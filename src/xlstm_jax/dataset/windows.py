@@ -62,16 +62,6 @@ class Window(NamedTuple):
         return len(self.packed.row_begin) - 1
 
 
-class Windows(Protocol):
-    """What a stream of rows reads from."""
-
-    def read(self, epoch: int, first: int, offset: int) -> Window | None:
-        """The window that starts at this document and token, or None at the end of the epoch."""
-
-    def repack(self, window: Window, length: int, emitted: int) -> Window:
-        """What is left of a window of rows of `length`, of which `emitted` have been, as a window of this length."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LaneSlice:
     """The slice of a dataset's order that one lane reads."""
@@ -118,28 +108,38 @@ class LaneSlice:
         return keyed_hash("window", self.order.seed, self.order.name, epoch, self.lane, first, offset)
 
 
+class Windows(Protocol):
+    """What a stream of rows reads from."""
+
+    lane: LaneSlice
+    packing: Packing
+
+    def read(self, epoch: int, first: int, offset: int) -> Window | None:
+        """The window that starts at this document and token, or None at the end of the epoch."""
+
+
 class PlannedWindows:
     """Windows of documents whose lengths are known."""
 
     def __init__(self, lane: LaneSlice, packing: Packing, lengths_of: LengthsOf) -> None:
-        self._lane = lane
-        self._packing = packing
+        self.lane = lane
+        self.packing = packing
         self._lengths_of = lengths_of
         self._ahead = _Ahead(0, 0, np.zeros(0, np.int64), np.zeros(0, np.int64))
         self._guess = max(16, 2 * packing.rows)
 
     def read(self, epoch: int, first: int, offset: int) -> Window | None:
         """See `Windows.read`."""
-        size = self._lane.size(epoch)
+        size = self.lane.size(epoch)
         if first >= size:
             return None
-        key = self._lane.window_key(epoch, first, offset)
+        key = self.lane.window_key(epoch, first, offset)
         count = self._guess
         while True:
             ahead = self._look_ahead(epoch, first, min(size, first + count))
             last = first + len(ahead.source_index) >= size
-            with stage("pack", self._lane.label(epoch)):
-                packed = pack_window(ahead.lengths, self._packing, last=last, offset=offset, key=key)
+            with stage("pack", self.lane.label(epoch)):
+                packed = pack_window(ahead.lengths, self.packing, last=last, offset=offset, key=key)
             if packed is not None:
                 break
             count = 2 * len(ahead.source_index)
@@ -151,10 +151,6 @@ class PlannedWindows:
             packed.next_offset, {},
         )  # fmt: skip
 
-    def repack(self, window: Window, length: int, emitted: int) -> Window:
-        """See `Windows.repack`."""
-        return _repack(window, length, emitted, self._packing, self._lane)
-
     def _look_ahead(self, epoch: int, first: int, stop: int) -> "_Ahead":
         """Documents from `first` to at least `stop`; what is already known is not computed again."""
         known = self._ahead
@@ -163,7 +159,7 @@ class PlannedWindows:
         skip = first - known.first
         index, lengths = known.source_index[skip:], known.lengths[skip:]
         if first + len(index) < stop:
-            more = self._lane.read(epoch, first + len(index), stop)
+            more = self.lane.read(epoch, first + len(index), stop)
             index = np.concatenate([index, more])
             lengths = np.concatenate([lengths, self._lengths_of(more)])
         self._ahead = _Ahead(epoch, first, index, lengths)
@@ -181,8 +177,8 @@ class StreamedWindows:
     """Windows of documents that must be read, and their operations applied, to know their lengths."""
 
     def __init__(self, lane: LaneSlice, packing: Packing, reader: ChunkReader, chunk: int = 256) -> None:
-        self._lane = lane
-        self._packing = packing
+        self.lane = lane
+        self.packing = packing
         self._reader = reader
         self._chunk = chunk
         self._started: dict[tuple[int, int], tuple[NDArray[np.int64], Future[Documents]]] = {}
@@ -191,27 +187,23 @@ class StreamedWindows:
 
     def read(self, epoch: int, first: int, offset: int) -> Window | None:
         """See `Windows.read`."""
-        size = self._lane.size(epoch)
+        size = self.lane.size(epoch)
         if first >= size:
             return None
-        key = self._lane.window_key(epoch, first, offset)
+        key = self.lane.window_key(epoch, first, offset)
         count = self._guess
         while True:
             stop = min(size, -(-(first + count) // self._chunk) * self._chunk)
             ahead = self._look_ahead(epoch, first, stop)
             lengths = np.concatenate([chunk.lengths for chunk in ahead])
-            with stage("pack", self._lane.label(epoch)):
-                packed = pack_window(lengths, self._packing, last=stop >= size, offset=offset, key=key)
+            with stage("pack", self.lane.label(epoch)):
+                packed = pack_window(lengths, self.packing, last=stop >= size, offset=offset, key=key)
             if packed is not None:
                 break
             # Short documents are many to a window: it is not tried again for each few of them.
             count = len(lengths) + max(1, len(lengths) // 16)
         self._guess = max(1, packed.documents_used)
         return self._window(epoch, first, offset, ahead, packed)
-
-    def repack(self, window: Window, length: int, emitted: int) -> Window:
-        """See `Windows.repack`."""
-        return _repack(window, length, emitted, self._packing, self._lane)
 
     def _window(self, epoch: int, first: int, offset: int, ahead: list[Documents], packed: PackedWindow) -> Window:
         used = packed.documents_used
@@ -243,47 +235,14 @@ class StreamedWindows:
 
     def _read_chunk(self, epoch: int, at: int) -> Documents:
         """A chunk, with those behind it started as well, so that workers are busy while this one is waited for."""
-        size = self._lane.size(epoch)
+        size = self.lane.size(epoch)
         for start in range(at, min(size, at + (1 + self._reader.ahead) * self._chunk), self._chunk):
             if (epoch, start) not in self._started:
-                index = self._lane.read(epoch, start, min(start + self._chunk, size))
+                index = self.lane.read(epoch, start, min(start + self._chunk, size))
                 self._started[epoch, start] = index, self._reader.start(epoch, index)
         index, reading = self._started.pop((epoch, at))
-        with stage("tokenise", f"{self._lane.label(epoch)}, in a worker"):
+        with stage("tokenise", f"{self.lane.label(epoch)}, in a worker"):
             return _restore_dropped(index, reading.result())
-
-
-def _repack(window: Window, length: int, emitted: int, packing: Packing, lane: LaneSlice) -> Window:
-    """The pieces of a window's rows from `emitted` on, merged where they touch, packed as documents of their own."""
-    packed = window.packed
-    begin = packed.row_begin[emitted]
-    order = np.lexsort((packed.start[begin:], packed.document[begin:]))
-    document, start, count = (part[begin:][order] for part in (packed.document, packed.start, packed.length))
-    touches = (document[1:] == document[:-1]) & (start[1:] == start[:-1] + count[:-1])
-    heads = np.flatnonzero(np.concatenate([[True], ~touches]))
-    document, start, lengths = document[heads], start[heads], np.add.reduceat(count.astype(np.int64), heads)
-    chain = (*window.chain, length, emitted)
-    # As many rows as it may take: all of it is one window.
-    rows = int((-(-lengths // packing.row_length)).sum())
-    again = pack_window(
-        lengths,
-        dataclasses.replace(packing, rows=rows),
-        last=True,
-        key=keyed_hash("repack", lane.window_key(window.epoch, window.first, window.offset), *chain),
-    )
-    assert again is not None, "a window of all there is needs no more lengths"
-    known = window.lengths if packing.long_documents != "truncate" else np.minimum(window.lengths, length)
-    return window._replace(
-        packed=packed._replace(
-            document=document[again.document].astype(np.int32, copy=False),
-            start=start[again.document] + again.start,
-            length=again.length,
-            row_begin=again.row_begin,
-        ),
-        lengths=known,
-        located={},
-        chain=chain,
-    )
 
 
 def _restore_dropped(index: NDArray[np.int64], kept: Documents) -> Documents:
