@@ -1,5 +1,6 @@
 """What is installed: extras with the names that errors tell, the command, and nothing that is not needed."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -37,6 +38,10 @@ def test_a_missing_dependency_names_its_extra_and_a_broken_one_its_own_error(tmp
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="there_is_no_such_module"):
         require("broken_module", "some")
+
+
+def test_an_old_python_can_read_the_script_that_tells_it_that_it_is_too_old():
+    ast.parse((ROOT / "tools" / "environment.py").read_text(), feature_version=(3, 7))
 
 
 def test_neither_tensorflow_nor_torch_is_needed():

@@ -52,7 +52,9 @@ def main() -> None:
 def _check_version() -> None:
     if sys.version_info < OLDEST:
         wanted, got = ".".join(map(str, OLDEST)), sys.version.split()[0]
-        raise SystemExit(f"Python {wanted} is needed, and {sys.executable} is {got}: make … PYTHON=python{wanted}")
+        raise SystemExit(
+            f"Python {wanted} or newer is needed, and {sys.executable} is {got}. Name one: make … PYTHON=python{wanted}"
+        )
 
 
 def _present() -> dict[str, Any]:
@@ -93,16 +95,15 @@ def _set_up(extra: str, present: dict[str, Any]) -> None:
 
 def _run(command: list[str], hint: str) -> None:
     """Run a command; show how it gets on, and all that it said should it fail."""
-    with (
-        LOG.open("w") as log,
-        subprocess.Popen(
+    with LOG.open("w") as log:
+        process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as process,
-    ):
+        )
         assert process.stdout is not None
         for line in process.stdout:
             log.write(line)
             _show(line)
+        process.wait()
     if process.returncode:
         tail = "".join(LOG.read_text().splitlines(keepends=True)[-30:])
         raise SystemExit(f"{tail}\nSetting up failed, see above and {LOG.name}. {hint}")
