@@ -16,13 +16,13 @@ import jax
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from model import init_params, make_train_step
 
-from xlstm_jax.dataset import MultiHostDataLoadIterator, TokenStore, make_grain_llm_iterator
+from xlstm_jax.dataset import MultiHostDataLoadIterator, make_grain_llm_iterator, open_source
 from xlstm_jax.dataset.checkpoint import PositionRestore, PositionSave
 
-__all__ = ["Settings", "make_loader", "restrict_to_cpu", "train"]
+__all__ = ["Settings", "make_loader", "make_mesh", "restrict_to_cpu", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +57,18 @@ def restrict_to_cpu() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
+def make_mesh() -> Mesh:
+    """All devices cut the batch."""
+    return Mesh(np.array(jax.devices()), ("data",))
+
+
 def make_loader(settings: Settings, num_epochs: int | None = None) -> MultiHostDataLoadIterator:
     """The loader of the demo: packed rows of the token store, the same on any cluster."""
-    store = TokenStore(settings.store)
-    mesh = Mesh(np.array(jax.devices()), ("data",))
     return make_grain_llm_iterator(
         jax.process_index(),
         jax.process_count(),
-        mesh,
-        store,
+        make_mesh(),
+        open_source(settings.store),
         settings.batch_size,
         settings.row_length,
         shuffle=True,
@@ -80,16 +83,9 @@ def make_loader(settings: Settings, num_epochs: int | None = None) -> MultiHostD
 
 def train(settings: Settings, checkpoints: Path) -> None:
     """Train until the last step, from the newest checkpoint on if there is one; reports each step on stdout."""
-    params = init_params(
-        jax.random.key(settings.seed),
-        vocab_size=settings.vocab_size,
-        row_length=settings.row_length,
-        width=settings.width,
-        layers=settings.layers,
-    )
     rate = optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, settings.steps // 10, settings.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))
-    opt_state = optimizer.init(params)
+    params, opt_state = _begin(settings, optimizer)
     train_step = make_train_step(optimizer, settings.heads)
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     with make_loader(settings) as loader, ocp.CheckpointManager(checkpoints.absolute(), options=options) as manager:
@@ -117,6 +113,23 @@ def train(settings: Settings, checkpoints: Path) -> None:
             if done == settings.steps:
                 break
             asked = time.perf_counter()
+
+
+def _begin(settings: Settings, optimizer: optax.GradientTransformation) -> Any:
+    """Weights and optimizer state of a new run."""
+
+    def begin() -> Any:
+        params = init_params(
+            jax.random.key(settings.seed),
+            vocab_size=settings.vocab_size,
+            row_length=settings.row_length,
+            width=settings.width,
+            layers=settings.layers,
+        )
+        return params, optimizer.init(params)
+
+    # On the mesh from the start: placed otherwise, the second step would compile once more.
+    return jax.jit(begin, out_shardings=NamedSharding(make_mesh(), PartitionSpec()))()
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, model: Any, loader: MultiHostDataLoadIterator) -> Any:
