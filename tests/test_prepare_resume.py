@@ -146,7 +146,7 @@ def test_killed_at_random_moments_the_command_ends_with_the_same_bytes(tmp_path)
     corpus = write_jsonl(tmp_path / "a.jsonl", make_texts(12_000, longest=80))
     settings = {"task_bytes": 20 << 10, "shard_bytes": 50 << 10}
     expected = whole_content_of(bench.prepare(corpus, **settings))
-    moment = np.random.default_rng().uniform
+    moment = np.random.default_rng(0).uniform
     assert Command(tmp_path, corpus).stop(signal.SIGKILL, 2, moment(0, 0.1))[0] == -signal.SIGKILL
     code, said = Command(tmp_path, corpus).stop(signal.SIGINT, 15, moment(0, 0.1))
     assert (code, "goes on from here" in said) == (130, True)
@@ -163,13 +163,25 @@ def test_a_full_disk_is_an_error_and_no_loss(tmp_path):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); "
     code, said = Command(tmp_path, corpus, before=limit).finish()
     assert code == 1
-    assert "File too large" in said
+    assert "File too large. Make room in the output folder; then the same command goes on from here." in said
     left = state_of(tmp_path / "by-command")
     assert not [path for path in left if path.name.startswith("shard-") or path.name.endswith(".part")]
     assert Command(tmp_path, corpus).finish()[0] == 0
     bench = Bench(tmp_path)
     expected = bench.prepare(corpus, task_bytes=20 << 10, shard_bytes=50 << 10)
     assert whole_content_of(tmp_path / "by-command") == whole_content_of(expected)
+
+
+def test_a_script_without_a_guard_may_call_prepare(bench, corpus):
+    config = bench.config(corpus, workers=1)
+    script = bench.folder / "script.py"
+    script.write_text(
+        "from xlstm_jax.prepare import PrepareConfig, prepare\n"
+        f"prepare(PrepareConfig(inputs={config.inputs}, output={str(config.output)!r}, workers=1,\n"
+        f"    tokenizer={config.tokenizer!r}, task_bytes=2000, shard_bytes=5000))\n"
+    )
+    subprocess.run([sys.executable, script], check=True, timeout=120)
+    assert whole_content_of(config.output) == whole_content_of(bench.prepare(corpus))
 
 
 def test_a_worker_that_is_killed_is_replaced(bench, corpus):

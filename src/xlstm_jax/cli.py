@@ -1,6 +1,7 @@
 """The command line, `xlstm-data`: reads arguments, calls the library, and prints what it says."""
 
 import argparse
+import errno
 import json
 import logging
 import shlex
@@ -20,6 +21,7 @@ from xlstm_jax.prepare.storage import public
 __all__ = ["main", "reference"]
 
 _INTERRUPTED = 130
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STORAGE_OPTIONS = "--storage-options"
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _WIDTH = 100
@@ -48,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.run(parsed))
     except (PrepareError, ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        full = isinstance(error, OSError) and error.errno in _FULL
+        cure = ". Make room in the output folder; then the same command goes on from here." if full else ""
+        print(f"error: {error}{cure}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
         print("Stopped; the same command goes on from here.", file=sys.stderr)  # noqa: T201

@@ -7,10 +7,12 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
+from types import ModuleType
 
 from xlstm_jax.prepare.errors import PrepareError
 from xlstm_jax.prepare.ray_engine import run_on_ray
@@ -61,12 +63,12 @@ def _run_in_processes(job: Job, worklist: Worklist, workers: int) -> Results:
 
 def _run_in_pool(pool: ProcessPoolExecutor, worklist: Worklist, unfinished: dict[Work, None], most: int) -> Results:
     """Work off the list, and first of all what is unfinished, which is kept up to date whatever happens."""
-    queued = {pool.submit(_perform_in_worker, work): work for work in unfinished}
+    queued = {_submitted(pool, work): work for work in unfinished}
     for work in worklist:
         assert work is not None or queued
         if work is not None:
             unfinished[work] = None
-            queued[pool.submit(_perform_in_worker, work)] = work
+            queued[_submitted(pool, work)] = work
         if work is None or len(queued) >= most:
             yield from _completed(queued, unfinished)
     while queued:
@@ -79,6 +81,20 @@ def _completed(queued: dict[Future[Done], Work], unfinished: dict[Work, None]) -
         work = queued.pop(future)
         del unfinished[work]
         yield work, done
+
+
+def _submitted(pool: ProcessPoolExecutor, work: Work) -> Future[Done]:
+    """Hand out work; this starts a process as long as there are too few.
+
+    A spawned process imports the program that started it, so that a script which calls `prepare` at its top level would
+    do so again in each of them. Nothing of the program is needed there, and so it is hidden while a process starts.
+    """
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        return pool.submit(_perform_in_worker, work)
+    finally:
+        sys.modules["__main__"] = program
 
 
 class _pool:  # noqa: N801 - a context manager

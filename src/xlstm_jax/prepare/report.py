@@ -52,4 +52,5 @@ def _histogram(counts: Mapping[str, int]) -> Iterator[str]:
     most = max(counts.values(), default=0)
     for low, count in counts.items():
         bar = "#" * round(_BAR * count / most)
-        yield f"{low:>10} tokens or more {count:>12,} {bar}".rstrip()
+        lengths = low if int(low) <= 1 else f"{low}-{2 * int(low) - 1}"
+        yield f"{lengths:>15} tokens {count:>12,} {bar}".rstrip()
