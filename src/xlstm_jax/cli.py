@@ -32,6 +32,12 @@ Turn documents into a token store: a folder of shards and a manifest.json.
 Stopped at any moment, the same command goes on where it stood. The store depends on the input, the
 tokenizer and the options, not on the engine, its workers or interruptions."""
 
+_PLAN = """\
+Show what a run will read: steps and shares of each stage, epochs and tokens of each dataset, batch
+sizes, padding, when a dataset repeats, and what people regret later.
+
+Nothing but the lengths of documents is read, and the numbers are those of the run."""
+
 _EXAMPLES = """\
 examples:
   xlstm-data prepare corpus/*.jsonl.zst --tokenizer gpt2 --output store
@@ -101,7 +107,15 @@ def _parser() -> argparse.ArgumentParser:
     shown = add("info", _info, "show what a store holds", "Show what a store's manifest says.")
     for command in (checked, shown):
         command.add_argument("folder", type=Path, metavar="DIR", help="folder of the store, or of one of its splits")
+    _add_plan(add("plan", _plan, "show what a run will read, before it runs", _PLAN))
     return parser
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="JSON, TOML or YAML file of the run")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of the run, instead of the file's")
+    parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the plan as well, such as plan.png")
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
@@ -245,6 +259,20 @@ def _verify(parsed: argparse.Namespace) -> int:
     broken = verify(parsed.folder)
     print("\n".join(broken) if broken else f"{parsed.folder} is sound.")  # noqa: T201
     return 1 if broken else 0
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    # Loads JAX, which no other command needs.
+    from xlstm_jax.dataset.plan import make_plan  # noqa: PLC0415
+    from xlstm_jax.dataset.plan_report import describe_plan, draw_plan, plan_as_json  # noqa: PLC0415
+    from xlstm_jax.dataset.run_file import read_run_file  # noqa: PLC0415
+
+    file = read_run_file(parsed.config)
+    plan = make_plan(file.run, parsed.steps or file.steps, drop_remainder=file.drop_remainder)
+    if parsed.picture:
+        draw_plan(plan, parsed.picture)
+    print(json.dumps(plan_as_json(plan)) if parsed.json else describe_plan(plan))  # noqa: T201
+    return 0
 
 
 def _info(parsed: argparse.Namespace) -> int:

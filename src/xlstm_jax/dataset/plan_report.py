@@ -16,9 +16,9 @@ BAR = 30
 def describe_plan(plan: Plan) -> str:
     """The plan as text, with bars for shares."""
     end = plan.end
+    total = f"{plan.tokens:,} tokens in {end.tokens:,} positions ({plan.padding:.2%} padding)"
     lines = [
-        f"{end.step:,} steps, {end.rows:,} rows, {plan.tokens:,} tokens in {end.tokens:,} positions "
-        f"({plan.padding:.2%} padding)",
+        f"{end.step:,} steps, {end.rows:,} rows, {total}",
         "",
         "Batches",
         *(f"  from step {step:>9,}: {size:,} rows of {length:,}" for step, size, length in plan.shapes),
@@ -72,7 +72,7 @@ def draw_plan(plan: Plan, path: str | PathLike[str]) -> None:
     tokens = [rows * length for _, rows, length in plan.shapes]
     shapes.stairs(tokens, steps, baseline=0, fill=True, color="#4c78a8")
     for step, rows, length in plan.shapes[:12]:
-        shapes.annotate(f"{rows:,} × {length:,}", (step, rows * length), fontsize=8, va="bottom")
+        shapes.annotate(f"{rows:,} rows of {length:,}", (step, rows * length), fontsize=8, va="bottom")
     shapes.set(ylabel="positions of a batch", xlim=(0, plan.end.step), ylim=(0, 1.15 * max(tokens, default=1)))
     edges = [stage.begin.step for stage in plan.stages] + [plan.end.step]
     below = [0.0] * len(plan.stages)

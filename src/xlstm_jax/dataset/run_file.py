@@ -62,14 +62,20 @@ def read_run_file(path: str | PathLike[str]) -> RunFile:
 
     Raises:
         ValueError: A key is unknown or missing, or its value cannot work.
-        TypeError: A value is of the wrong type.
     """
     config = read_config(path)
     unknown = set(config) - _OF_THE_RUN - set(_OF_A_DATASET)
     missing = {"global_batch_size", "max_target_length", "datasets"} - set(config)
     if unknown or missing:
         raise ValueError(f"{path}: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}.")
-    datasets = tuple(_dataset(entry, config, Path(path).parent) for entry in config["datasets"])
+    try:
+        return _read(config, Path(path).parent)
+    except TypeError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read(config: Mapping[str, Any], folder: Path) -> RunFile:
+    datasets = tuple(_dataset(entry, config, folder) for entry in config["datasets"])
     timeline = Timeline.of(
         integer("global_batch_size", config["global_batch_size"], 1),
         integer("max_target_length", config["max_target_length"], 1),

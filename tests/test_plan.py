@@ -1,0 +1,187 @@
+"""The plan of a run: its numbers are those of the run, and it warns of what people regret."""
+
+import json
+import re
+
+import pytest
+
+from loading import draw, make_documents, one_device_mesh
+from xlstm_jax.cli import main
+from xlstm_jax.dataset import (
+    LLMIndexedBatch,
+    make_grain_llm_dataset,
+    make_grain_multihost_iterator,
+    open_source,
+    write_token_store,
+)
+from xlstm_jax.dataset.plan import make_plan
+from xlstm_jax.dataset.run_file import read_run_file
+
+SPANS = {"web": (1, 5_000), "code": (5_001, 7_000), "mail": (7_001, 9_000)}
+SCHEDULES = {
+    "ramp": {"batch_rampup_factors": {"5": 2, "9": 1.5}},
+    "linear ramp": {"batch_schedule": {"linear": {"start": 2, "increment": 2, "samples": 30}}},
+    "row length": {"row_length_schedule": {"changes": [{"at": {"tokens": 900}, "length": 32}]}},
+    "row length, same tokens": {
+        "row_length_schedule": {"changes": [{"at": {"rows": 40}, "length": 32}], "constant_tokens": True}
+    },
+}
+RUNS = {
+    "stages": {
+        "steps": 25,
+        "mixture": {
+            "weights": {"web": 3, "code": 1},
+            "stages": [{"at": {"rows": 50}, "weights": {"web": 1, "code": 1, "mail": 1e-1}}],
+        },
+    },
+    "tokens": {"steps": 20, "mixture": {"weights": {"web": 2, "code": 1, "mail": 1}, "unit": "tokens"}},
+    "a dataset ends": {"steps": 40, "dataset_weights": [1, 1, 2], "epochs": {"code": 1}},
+    "all end": {"dataset_weights": [3, 2, 1], "num_epochs": 2, "drop_remainder": False},
+    "stop": {"mixture": {"weights": {"web": 1, "code": 1, "mail": 1}, "when_one_ends": "stop"}, "epochs": {"mail": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores")
+    for number, (name, (first, _)) in enumerate(SPANS.items()):
+        write_token_store(folder / name, make_documents(number, (70, 40, 30)[number], 45, first))
+    return folder
+
+
+def write(folder, config, name="run.json"):
+    epochs = config.get("epochs", {})
+    datasets = [{"name": n, "path": n} | ({"num_epochs": epochs[n]} if n in epochs else {}) for n in SPANS]
+    fixed = {"global_batch_size": 8, "max_target_length": 16, "grain_packing_bin_count": 4, "datasets": datasets}
+    path = folder / name
+    path.write_text(json.dumps({**fixed, **{key: value for key, value in config.items() if key != "epochs"}}))
+    return path
+
+
+def run(folder, config):
+    """The loader that the configuration describes."""
+    epochs = config.get("epochs", {})
+    loader_options = ("mixture", "dataset_weights", "batch_rampup_factors", "batch_schedule", "row_length_schedule")
+    sources = {name: open_source(str(folder / name)) for name in SPANS}
+    datasets = [
+        make_grain_llm_dataset(
+            0, 1, source, 8, 16, True, 0, epochs.get(name, config.get("num_epochs")), grain_packing=True,
+            grain_packing_bin_count=4, num_shards=1, name=name,
+        )
+        for name, source in sources.items()
+    ]  # fmt: skip
+    return make_grain_multihost_iterator(
+        datasets,
+        [len(source) for source in sources.values()],
+        one_device_mesh(),
+        8,
+        1,
+        drop_remainder=config.get("drop_remainder", True),
+        batch_class=LLMIndexedBatch,
+        worker_buffer_size=0,
+        **{key: config[key] for key in loader_options if key in config},
+    )
+
+
+def counted(batches, name):
+    """(rows, tokens) of a dataset in batches, by its token ids."""
+    first, last = SPANS[name]
+    rows = sum(int(((b["inputs"][:, 0] >= first) & (b["inputs"][:, 0] <= last)).sum()) for b in batches)
+    tokens = sum(int(((b["inputs"] >= first) & (b["inputs"] <= last) & (b["inputs_segmentation"] > 0)).sum())
+                 for b in batches)  # fmt: skip
+    return rows, tokens
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("kind", RUNS)
+def test_the_numbers_of_a_plan_are_those_of_the_run(stores, kind, schedule):
+    config = RUNS[kind] | SCHEDULES[schedule]
+    file = read_run_file(write(stores, config))
+    plan = make_plan(file.run, file.steps, drop_remainder=file.drop_remainder)
+    with run(stores, config) as loader:
+        batches = draw(loader, config.get("steps", 10_000))
+        assert plan.end == (len(batches), sum(map(len_of, batches)), sum(b["inputs"].size for b in batches))
+        assert plan.tokens == sum(int((b["inputs_segmentation"] > 0).sum()) for b in batches)
+        assert plan.padding == pytest.approx(1 - plan.tokens / plan.end.tokens)
+        shapes = [b["inputs"].shape for b in batches]
+        changes = [step for step, shape in enumerate(shapes) if not step or shape != shapes[step - 1]]
+        assert plan.shapes == tuple((step, *shapes[step]) for step in changes)
+        assert {name: dataset.epochs for name, dataset in plan.datasets.items()} == loader.epochs_seen
+        begins = [stage["step"] for stage in loader.history]
+        assert [stage.begin.step for stage in plan.stages] == begins
+        for stage in plan.stages:
+            part = batches[stage.begin.step : stage.begin.step + stage.steps]
+            assert {n: (stage.rows[n], stage.tokens[n]) for n in SPANS} == {n: counted(part, n) for n in SPANS}
+    for name, dataset in plan.datasets.items():
+        assert (dataset.rows, dataset.tokens) == counted(batches, name)
+        assert list(dataset.repeats_at) == repeats(batches, name)
+
+
+def len_of(batch):
+    return len(batch["inputs"])
+
+
+def repeats(batches, name):
+    """Steps at which a first token of a document comes for the second, third, … time, earliest of all documents."""
+    first, last = SPANS[name]
+    seen, steps = {}, {}
+    for step, batch in enumerate(batches):
+        heads = batch["inputs"][(batch["inputs_position"] == 0) & (batch["inputs_segmentation"] > 0)]
+        for head in heads[(heads >= first) & (heads <= last)].tolist():
+            seen[head] = seen.get(head, 0) + 1
+            steps.setdefault(seen[head], step)
+    return [step for epoch, step in sorted(steps.items()) if epoch > 1]
+
+
+@pytest.mark.parametrize(
+    ("config", "warning"),
+    [
+        ({"steps": 100, "dataset_weights": [1, 1, 9]}, "mail is seen .* times; more than 4 epochs"),
+        ({"steps": 4, "dataset_weights": [1, 1, 0]}, "mail has weight 0 in every stage"),
+        ({"steps": 4, "dataset_weights": [1, 1, 1e-6]}, "mail has a weight that never takes effect"),
+        ({"steps": 4, "batch_rampup_factors": {9: 2}}, "The batch size from step 9 on never takes effect"),
+        (
+            {"steps": 4, "mixture": {"weights": {"web": 1, "code": 1},
+                                     "stages": [{"at": {"tokens": 1e9}, "weights": {"mail": 1}}]}},
+            "The stage from 1000000000 tokens on never takes effect",
+        ),
+        ({"steps": 900, "num_epochs": 1}, "The data ends after .* of 900 steps"),
+        ({"num_epochs": 1}, "The last batch is not full: its . rows are left out"),
+        ({"steps": 60, "epochs": {"mail": 1}}, "mail has ended before step .*; the others share its weight"),
+        ({"steps": 9, "grain_packing": False}, "of all positions are padding"),
+    ],
+)  # fmt: skip
+def test_a_plan_warns_of_what_people_regret(stores, config, warning, capsys):
+    assert main(["plan", str(write(stores, config))]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert re.search(warning, text), text
+
+
+def test_a_plan_is_printed_drawn_and_given_as_json(stores, capsys):
+    picture = stores / "plan.png"
+    path = str(write(stores, RUNS["stages"] | SCHEDULES["ramp"]))
+    assert main(["plan", path, "--picture", str(picture)]) == 0
+    text = capsys.readouterr().out
+    assert "25 steps" in text
+    assert "Stage 1:" in text
+    assert picture.stat().st_size > 10_000
+    assert main(["plan", path, "--json", "--steps", "7"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["steps"] == 7
+    assert sum(dataset["tokens"] for dataset in numbers["datasets"].values()) == numbers["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "Datasets without num_epochs never end; name the steps of the run"),
+        ({"steps": 5, "batchsize": 8}, r"unknown keys \['batchsize'\]"),
+        ({"steps": 0}, "steps must be"),
+        ({"steps": 5, "global_batch_size": "8"}, "global_batch_size must be"),
+        ({"steps": 5, "datasets": [{"name": "web"}]}, "A dataset has a name and a path"),
+        ({"steps": 5, "mixture": {"weights": {"web": 1}}}, "give each a weight in some stage"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(stores, config, message, capsys):
+    assert main(["plan", str(write(stores, config))]) == 1
+    assert re.search(message, capsys.readouterr().err)
