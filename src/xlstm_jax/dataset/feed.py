@@ -5,7 +5,6 @@ A feed plans batches in order, builds each in whatever thread is free, and keeps
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -170,7 +169,7 @@ class RowFeed:
 
     def at_pass_end(self) -> bool:
         """See `Feed.at_pass_end`."""
-        position = self._progress.position
+        position = self._progress.standing
         epochs = [dataset.num_epochs for dataset in self._run.datasets]
         last = self._one_epoch or (None not in epochs and position.passes + 1 >= max(e or 0 for e in epochs))
         if last:
@@ -182,7 +181,7 @@ class RowFeed:
 
     def end_pass(self) -> None:
         """See `Feed.end_pass`."""
-        position = self._progress.position
+        position = self._progress.standing
         passes = position.passes + 1
         while not self._pass_length.reaches(position.place, passes):
             passes += 1
@@ -267,11 +266,10 @@ def _build(plan: BatchPlan, ahead: int, sharding: BatchSharding, run: Run, buffe
     for start, stop in ranges:
         needed += [PlacedRun(before + at, part) for at, part in cut_rows(plan.runs, start, stop)]
         before += stop - start
-    sources = [dataset.source for dataset in run.datasets]
-    formats = [replace(dataset.row_format, length=plan.row_length) for dataset in run.datasets]
+    sources, formats = run.sources_and_formats(plan.row_length)
     with stage("read", f"documents of the batch of step {plan.step}"):
         rows = assemble(needed, before, sources, formats, buffers)
-    if not all(dataset.apply_padding for dataset in run.datasets):
+    if not run.applies_padding:
         _refuse_padding(rows, plan.step)
     return HostBatch(plan.size, rows._asdict(), plan.after, ahead)
 

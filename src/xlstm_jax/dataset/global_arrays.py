@@ -113,9 +113,8 @@ class BatchSharding:
         return {field: self._array(size, ranges, array) for field, array in rows.items()}
 
     def _array(self, size: int, ranges: Sequence[tuple[int, int]], array: NDArray[np.int32]) -> jax.Array:
-        spec = PartitionSpec(*self.spec[: array.ndim])
         shape = (size, *array.shape[1:])
-        sharding = NamedSharding(self.mesh, spec)
+        sharding = _named(self.mesh, self.spec, array.ndim)
         if not ranges:
             return jax.make_array_from_single_device_arrays(shape, sharding, [], dtype=array.dtype)
 
@@ -129,6 +128,12 @@ class BatchSharding:
             raise AssertionError(f"rows {start} to {stop} are not among {ranges}")
 
         return jax.make_array_from_callback(shape, sharding, part)
+
+
+@lru_cache(maxsize=64)
+def _named(mesh: Mesh, spec: PartitionSpec, dimensions: int) -> NamedSharding:
+    """The sharding of arrays of so many dimensions."""
+    return NamedSharding(mesh, PartitionSpec(*spec[:dimensions]))
 
 
 class DataloadingHost(NamedTuple):

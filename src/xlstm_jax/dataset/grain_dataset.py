@@ -152,6 +152,8 @@ def host_rows(size: int, host_index: int, host_count: int) -> tuple[int, int]:
 
 def cut_rows(runs: tuple[PlacedRun, ...], start: int, stop: int) -> list[PlacedRun]:
     """The runs of rows `start` to `stop` of a batch, placed from 0 on."""
+    if start == 0 and (not runs or runs[-1].at + runs[-1].run.stop - runs[-1].run.start <= stop):
+        return list(runs)
     cut = []
     for at, run in runs:
         low, high = max(at, start), min(at + run.stop - run.start, stop)

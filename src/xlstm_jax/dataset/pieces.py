@@ -50,10 +50,10 @@ def pieces_of(
     Where looking costs next to nothing (a window that was read, a source that lies in memory or is mapped), it is done
     for the whole window at once, and kept with it. Otherwise the documents of these rows are read.
     """
-    if window.content is None and not source.in_place:
-        return _pieces(window, start, stop, source, row_length, long_documents), 0
     found = window.located.get("pieces")
     if found is None:
+        if window.content is None and not source.in_place:
+            return _pieces(window, start, stop, source, row_length, long_documents), 0
         # Two threads may come here at a time; they find the same.
         found = window.located["pieces"] = _pieces(window, 0, window.rows, source, row_length, long_documents)
     return found, start

@@ -87,6 +87,11 @@ class Progress:
         self._position = dataclasses.replace(self._position, passes=number)
 
     @property
+    def standing(self) -> Position:
+        """Where the run stands, but for the cursors: what can be asked at every step."""
+        return self._position
+
+    @property
     def position(self) -> Position:
         """Where the run stands."""
         datasets: dict[str, Any] = {

@@ -100,7 +100,7 @@ class TokenStore(TokenSource):
         """See `PlannedSource.length_summary`; known from the checks of the index."""
         return LengthSummary.join([shard.length_summary for shard in self._shards])
 
-    @property
+    @cached_property
     def in_place(self) -> bool:
         """See `PlannedSource.in_place`."""
         return all(shard.in_place for shard in self._shards)
