@@ -1,130 +1,137 @@
-"""This library against Grain's own pipeline, on the same documents, in one run, as a ratio.
+"""Everything that is measured, in one run on the same documents: printed, written as JSON, and drawn.
 
-Grain's pipeline is `map → to_iter_dataset(ReadOptions(0, 0)) → FirstFitPackIterDataset → shift → batch`, its fastest
-setting: no threads, since handing single documents between threads costs more than it saves. Ours is the loader as a
-user makes it: packed by best fit, shuffled, delivered as `jax.Array`s on the device.
-
-Each figure is the median of several repeats; the two alternate, so that a machine that changes its speed changes both.
+Speed is a ratio against a named peer in the same run: Grain's own pipeline at its fastest, and the copy limit.
+`--quick` measures less, takes under a minute, and fails where a ratio falls below a wide margin.
 """
 
 import argparse
 import json
-import platform
-import statistics
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import grain
-import jax
-import numpy as np
-from jax.sharding import Mesh
+import corpus
+import growth
+import overlap
+import planning
+from measuring import Pipeline, machine, rates
+from pipelines import copy_limit, grain_fastest, on_device, on_host
 
-from xlstm_jax.dataset import LLMBatch, TokenStore, make_grain_llm_iterator, write_token_store
+from xlstm_jax.dataset import ArrayRecordSource, TokenStore
 
-LENGTH = 2048
-BATCH = 32
-FEATURES = {"inputs": LENGTH, "targets": LENGTH}
-
-
-def make_documents(count: int) -> list[np.ndarray]:
-    """Log-normal lengths, median 400 tokens, tail to 30,000."""
-    rng = np.random.default_rng(0)
-    lengths = np.clip(rng.lognormal(np.log(400), 1.0, count), 1, 30_000).astype(int)
-    tokens = rng.integers(1, 50_000, lengths.sum(), dtype=np.uint16)
-    return np.split(tokens, np.cumsum(lengths)[:-1])
-
-
-class Cut:
-    """The documents of a store, those longer than a row cut off: Grain's packing refuses them."""
-
-    def __init__(self, store: TokenStore) -> None:
-        self.store = store
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.store[index][:LENGTH]
+GRAIN = "Grain, first_fit, fastest setting"
+HOST = "token store, host arrays"
+DEVICE = "token store, jax arrays"
+MIXTURE = "mixture of 50 datasets, jax arrays"
+RECORDS = "ArrayRecord, jax arrays"
+COPY = "copy limit, six np.copyto"
+TARGETS = {HOST: 60, DEVICE: 40, MIXTURE: 25, RECORDS: 8}
+"""Ratios to Grain's pipeline that are asked for."""
+GUARDS = {DEVICE: 8, MIXTURE: 3}
+"""Ratios below which the quick run fails: far below what a machine that does other things as well still reaches."""
+BIG = 100_000_000
 
 
-def shift(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Targets are the next token of the row, as public pipelines do it."""
-    return {**row, "targets": np.concatenate([row["targets"][1:], [0]])}
+def pipelines(store: TokenStore, length: int, records: Path | None) -> dict[str, Pipeline]:
+    """What takes turns."""
+    found: dict[str, Pipeline] = {
+        GRAIN: partial(grain_fastest, store, length),
+        HOST: partial(on_host, [store], length),
+        DEVICE: partial(on_device, [store], length),
+        MIXTURE: partial(on_device, [store] * 50, length),
+        COPY: partial(copy_limit, length),
+    }
+    if records is not None:
+        found[RECORDS] = partial(on_device, [ArrayRecordSource(records, dtype="int32")], length)
+    return found
 
 
-def grain_tokens_per_s(store: TokenStore, seconds: float) -> float:
-    """Tokens a second of Grain's pipeline, over whole batches."""
-    dataset = (
-        grain.MapDataset.source(Cut(store))
-        .shuffle(seed=0)
-        .map(lambda tokens: {"inputs": tokens.astype(np.int32), "targets": tokens.astype(np.int32)})
-        .to_iter_dataset(grain.ReadOptions(0, 0))
-    )
-    packed = grain.experimental.FirstFitPackIterDataset(dataset, length_struct=FEATURES, num_packing_bins=BATCH)
-    batches = iter(packed.map(shift).batch(BATCH))
-    next(batches)
-    return _rate(lambda: int(np.count_nonzero(next(batches)["inputs_segment_ids"])), seconds)
+def throughput(store: TokenStore, length: int, records: Path | None, *, seconds: float, repeats: int) -> dict[str, Any]:
+    """Tokens a second, and ratios."""
+    print(f"context {length}:", flush=True)
+    found = rates(pipelines(store, length, records), seconds=seconds, repeats=repeats)
+    table = {
+        name: {"tokens per s": rate, "ratio to Grain": rate / found[GRAIN], "share of copy limit": rate / found[COPY]}
+        for name, rate in found.items()
+    }
+    print(f"\n{'context ' + str(length):<38}{'M tokens/s':>12}{'to Grain':>10}{'target':>8}{'of copy':>9}")
+    for name, row in table.items():
+        print(
+            f"{name:<38}{row['tokens per s'] / 1e6:>12.1f}{row['ratio to Grain']:>10.1f}{TARGETS.get(name, ''):>8}"
+            f"{row['share of copy limit']:>9.1%}"
+        )
+    print(flush=True)
+    return table
 
 
-def our_tokens_per_s(store: TokenStore, seconds: float) -> float:
-    """Tokens a second of our loader, batches on the device."""
-    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
-    with make_grain_llm_iterator(
-        0, 1, mesh, store, BATCH, LENGTH, True, 0, grain_packing=True, num_shards=1, worker_buffer_size=4
-    ) as loader:
-        batches = iter(loader)
-        jax.block_until_ready(next(batches))
-
-        def take() -> int:
-            batch: LLMBatch = jax.block_until_ready(next(batches))
-            return batch.inputs.size
-
-        rate = _rate(take, seconds)
-        filled = np.mean([np.mean(np.asarray(next(batches).inputs_segmentation) > 0) for _ in range(20)])
-        return float(rate * filled)
+def starting(prefix: Path) -> dict[str, Any]:
+    """See `starting.py`."""
+    script = Path(__file__).parent / "starting.py"
+    done = subprocess.run([sys.executable, script, prefix], check=True, capture_output=True, text=True)  # noqa: S603
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def _rate(take: Callable[[], int], seconds: float) -> float:
-    start, tokens = time.perf_counter(), 0
-    while (spent := time.perf_counter() - start) < seconds:
-        tokens += take()
-    return tokens / spent
+def everything(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """All sections."""
+    seconds, repeats = options.seconds, options.repeats
+    store = corpus.token_store(folder, options.documents)
+    records = corpus.array_record(folder, store)
+    big = corpus.token_store(folder, options.big_documents, median=12, tail=64)
+    results: dict[str, Any] = {"machine": machine(), "tokens": int(store.lengths.sum()), "documents": len(store)}
+    results["throughput"] = {
+        str(length): throughput(store, length, records, seconds=seconds, repeats=repeats) for length in (2048, 8192)
+    }
+    results["planning"] = planning.rates()
+    results["padding"] = planning.padding(len(store))
+    results["start"] = starting(folder / f"store-{len(big)}-12-64")
+    results["overlap"] = overlap.measure(store, 2048)
+    results["growth, ns per token"] = growth.curves(folder, big, seconds=seconds / 2, repeats=3)
+    for section in ("planning", "padding", "start", "overlap", "growth, ns per token"):
+        print(f"\n{section}:")
+        for name, value in results[section].items():
+            print(f"  {name:<44}{_shown(value)}")
+    return results
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{name}: {_shown(part)}" for name, part in value.items())
+    return f"{value:,.4g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}"
+
+
+def quick(folder: Path) -> dict[str, Any]:
+    """A short run with guards."""
+    store = corpus.token_store(folder, 20_000)
+    table = throughput(store, 2048, None, seconds=1, repeats=3)
+    for name, least in GUARDS.items():
+        ratio = table[name]["ratio to Grain"]
+        if ratio < least:
+            sys.exit(f"{name}: {ratio:.1f} times Grain's pipeline, and at least {least} is expected.")
+    return {"machine": machine(), "throughput": {"2048": table}}
 
 
 def main() -> None:
-    """Measure, print and write the results."""
+    """Measure, print, write and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--documents", type=int, default=200_000)
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of each measurement")
+    parser.add_argument("--quick", action="store_true", help="under a minute; fails below a wide margin")
+    parser.add_argument("--documents", type=int, default=200_000, help="132 M tokens by default")
+    parser.add_argument("--big-documents", type=int, default=BIG, help="of the store for start and memory; small ones")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of each measurement")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where stores are kept between runs; else they are made anew")
     parser.add_argument("--output", type=Path, default=Path(".bench/bench.json"))
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        store = write_token_store(Path(folder) / "store", make_documents(options.documents), dtype=np.uint16)
-        measured = {"grain": [], "ours": []}
-        for repeat in range(options.repeats):
-            measured["grain"].append(grain_tokens_per_s(store, options.seconds))
-            measured["ours"].append(our_tokens_per_s(store, options.seconds))
-            print(f"repeat {repeat + 1} of {options.repeats}: " + ", ".join(
-                f"{name} {values[-1] / 1e6:.1f} M tokens/s" for name, values in measured.items()
-            ), flush=True)  # fmt: skip
-    medians = {name: statistics.median(values) for name, values in measured.items()}
-    ratio = medians["ours"] / medians["grain"]
-    print(f"\n{'pipeline':<42}{'M tokens/s':>12}{'ratio':>8}")
-    print(f"{'Grain first-fit, fastest setting':<42}{medians['grain'] / 1e6:>12.1f}{1.0:>8.1f}")
-    print(f"{'this library, best-fit, jax arrays':<42}{medians['ours'] / 1e6:>12.1f}{ratio:>8.1f}")
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    result = {
-        "tokens_per_s": measured,
-        "medians": medians,
-        "ratio": ratio,
-        "machine": {"platform": platform.platform(), "processor": platform.processor()},
-        "versions": {name: version(name) for name in ("jax", "grain", "numpy", "numba")},
-    }
-    options.output.write_text(json.dumps(result, indent=2))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        results = quick(folder) if options.quick else everything(folder, options)
+    options.output.write_text(json.dumps(results, indent=2))
+    if not options.quick:
+        growth.draw(results["growth, ns per token"], options.output.with_suffix(".png"))
     print(f"\nWritten to {options.output}.")
 
 

@@ -5,7 +5,7 @@ positions, shift and masks are written in the same pass. `assemble_plain` define
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -44,6 +44,10 @@ class RowFormat:
     infer_segments: bool
     """Whether an end-of-document token inside a document ends a segment (rows that hold several documents already)."""
     long_documents: LongDocuments
+
+    def of_length(self, length: int) -> "RowFormat":
+        """The same for rows of another length."""
+        return self if length == self.length else replace(self, length=length)
 
 
 class RowArrays(NamedTuple):

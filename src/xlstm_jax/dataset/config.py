@@ -104,7 +104,7 @@ class DatasetConfig:
         """What reads documents and applies the operations."""
         return DocumentReader(source=self.source, operations=self.operations, name=self.name, seed=self.seed)
 
-    @property
+    @cached_property
     def row_format(self) -> RowFormat:
         """How documents become rows."""
         return RowFormat(

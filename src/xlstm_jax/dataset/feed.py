@@ -266,10 +266,11 @@ def _build(plan: BatchPlan, ahead: int, sharding: BatchSharding, run: Run, buffe
     for start, stop in ranges:
         needed += [PlacedRun(before + at, part) for at, part in cut_rows(plan.runs, start, stop)]
         before += stop - start
-    sources, formats = run.sources_and_formats(plan.row_length)
+    sources = [dataset.source for dataset in run.datasets]
+    formats = [dataset.row_format.of_length(plan.row_length) for dataset in run.datasets]
     with stage("read", f"documents of the batch of step {plan.step}"):
         rows = assemble(needed, before, sources, formats, buffers)
-    if not run.applies_padding:
+    if not all(dataset.apply_padding for dataset in run.datasets):
         _refuse_padding(rows, plan.step)
     return HostBatch(plan.size, rows._asdict(), plan.after, ahead)
 

@@ -2,12 +2,11 @@
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
-from xlstm_jax.dataset.assembly import RowFormat
 from xlstm_jax.dataset.config import DatasetConfig
 from xlstm_jax.dataset.epochs import EpochSize, count_epoch, tokens_of_epoch
 from xlstm_jax.dataset.lanes import Cursor, Lane, Rounds, RowStream
@@ -93,23 +92,6 @@ class Run:
     def planned(self) -> bool:
         """Whether all rows are known before documents are read."""
         return all(dataset.planned for dataset in self.datasets)
-
-    @cached_property
-    def applies_padding(self) -> bool:
-        """Whether no dataset forbids padding."""
-        return all(dataset.apply_padding for dataset in self.datasets)
-
-    def sources_and_formats(self, row_length: int) -> tuple[list[Any], list[RowFormat]]:
-        """What rows of this length are built from; kept, since every batch asks for it."""
-        found = self._formats.get(row_length)
-        if found is None:
-            formats = [replace(dataset.row_format, length=row_length) for dataset in self.datasets]
-            found = self._formats[row_length] = [dataset.source for dataset in self.datasets], formats
-        return found
-
-    @cached_property
-    def _formats(self) -> dict[int, tuple[list[Any], list[RowFormat]]]:
-        return {}
 
     @cached_property
     def num_shards(self) -> int:
