@@ -169,3 +169,20 @@ def test_a_full_cache_folder_is_named_with_what_to_do(folder, monkeypatch):
     refuse_to_write_into([folder.parent / "cache"], monkeypatch)
     with pytest.raises(OSError, match=f"{path} cannot be decompressed into {folder.parent}/cache .*XLSTM_DATA_CACHE"):
         JsonLinesSource(path)
+
+
+def test_reading_whole_row_groups_for_single_rows_is_said_once(folder, monkeypatch, caplog):
+    source = ParquetSource(write_parquet(folder / "a.parquet", {"text": TEXTS * 20}, rows=30))
+    monkeypatch.setattr(source._decoded, "_limit", 0)
+    for row in range(0, 2400, 30):
+        assert source[row] == TEXTS[row % 120]
+    (record,) = caplog.records
+    assert "to read 64 rows in random order, 1920 were decoded" in record.getMessage()
+    assert "Pass shuffle_window of a few row groups, or make a token store" in record.getMessage()
+
+
+def test_reading_rows_in_their_order_is_no_effort(folder, caplog):
+    source = ParquetSource(write_parquet(folder / "a.parquet", {"text": TEXTS * 20}, rows=30))
+    for first in range(0, 2400, 40):
+        source.__getitems__(range(first, first + 40))
+    assert caplog.records == []

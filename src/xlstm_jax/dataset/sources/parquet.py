@@ -25,7 +25,9 @@ __all__ = ["ParquetSource"]
 LOGGER = logging.getLogger(__name__)
 
 _CACHE_BYTES = 1 << 28
-_REREAD = 4
+_MANY_GROUPS = 64
+_WASTEFUL = 20
+"""Rows decoded for each row read, over many groups, from which on that is said."""
 
 
 class _Group(NamedTuple):
@@ -86,8 +88,10 @@ class ParquetSource(RecordSource):
                 )
         super().__init__(counts, holds_tokens=self._columns.holds_tokens, max_skipped=max_skipped)
         self._decoded = _Recent(_CACHE_BYTES)
+        self._effort = _Effort()
 
     def _read_part(self, part: int, places: NDArray[np.int64]) -> list[Any]:
+        self._effort.rows_read += len(places)
         group = self._group(part)
         if isinstance(group, str):
             return [self._damaged(part, place, group) for place in places.tolist()]
@@ -118,6 +122,7 @@ class ParquetSource(RecordSource):
         else:
             decoded = _Rows(table, self._columns.bare)
         self._decoded.put(part, decoded, table.nbytes)
+        self._effort.decode(table.num_rows, self)
         return decoded
 
     def _count_tokens(self) -> NDArray[Any]:
@@ -203,6 +208,30 @@ class _Rows(NamedTuple):
             pairs = zip(places.tolist(), found, strict=True)
             found = [RecordError(f"{where(p)} is null.") if record is None else record for p, record in pairs]
         return found
+
+
+class _Effort:
+    """What it takes to read rows; says so once where most of what is decoded is not used."""
+
+    def __init__(self) -> None:
+        self.rows_read = 0
+        self._groups = 0
+        self._rows = 0
+        self._said = False
+
+    def decode(self, rows: int, source: ParquetSource) -> None:
+        """Count a row group that was decoded."""
+        self._groups += 1
+        self._rows += rows
+        if not self._said and self._groups >= _MANY_GROUPS and self._rows > _WASTEFUL * self.rows_read:
+            self._said = True
+            LOGGER.warning(
+                "%r: to read %d rows in random order, %d were decoded, whole row groups at a time. Pass shuffle_window "
+                "of a few row groups, or make a token store: xlstm-data prepare.",
+                source,
+                self.rows_read,
+                self._rows,
+            )
 
 
 class _Recent:
