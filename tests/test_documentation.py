@@ -14,7 +14,8 @@ from xlstm_jax.dataset import MultiHostDataLoadIterator
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w+) ?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+"""Language, name of a file if it is one, content."""
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 OPTION = r"--[a-z][a-z-]+"
 
@@ -76,7 +77,9 @@ def test_code_runs_as_it_stands(page, tmp_path, monkeypatch):
     write_jsonl(tmp_path / "data" / "a.jsonl", make_texts(400))
     save_tokenizer(tmp_path / "tokenizer.json")
     names: dict = {}
-    for language, code in BLOCK.findall(page.read_text()):
+    for language, file, code in BLOCK.findall(page.read_text()):
+        if file:
+            (tmp_path / file).write_text(code)
         if language == "bash":
             for line in code.replace("\\\n", " ").splitlines():
                 if line.startswith("xlstm-data "):
