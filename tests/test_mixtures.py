@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from loading import Job, Streamed, draw, make_documents
@@ -279,6 +279,33 @@ def test_shares_of_tokens_count_rows_by_their_mean_tokens():
     [batch] = draw(job.loader(), 1)
     tokens = [int((batch["inputs"][batch["inputs_segmentation"] > 0] == token).sum()) for token in (1, 2)]
     assert tokens == [24, 24]  # 8 rows of 3 tokens, 2 of 12.
+
+
+# --- Passes --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)
+@given(journey=journeys(), drop_remainder=st.booleans())
+def test_a_pass_has_as_many_batches_as_the_loader_says(journey, drop_remainder):
+    fixed, legs = journey
+    whole = dict.fromkeys(POOL, None if None in fixed["num_epochs"].values() else 1)
+    leg = legs[0] | {"hosts": 1}
+    job = dataclasses.replace(
+        job_of(fixed | {"num_epochs": whole, "stops": False, "streamed": False}, leg, 0), drop_remainder=drop_remainder
+    )
+    with job.loader() as loader:
+        length = len(loader)
+        assume(length < 200)  # A weight of 1e-6 makes passes of millions of rows.
+        assert len(draw(loader)) == length
+
+
+def test_a_pass_of_a_mixture_with_stages_lasts_until_every_dataset_has_been_seen():
+    documents = {name: [np.full(LENGTH, 1)] * 40 for name in "ab"}
+    stages = [{"at": {"rows": 40}, "weights": {"a": 1, "b": 3}}]
+    job = Job(documents, schedules={"mixture": {"weights": {"a": 1, "b": 0}, "stages": stages}})
+    assert len(job.loader()) == 23  # Of "a" 40 rows are out after 10 batches; 40 of "b" take 40 · 4/3 more.
+    ramp = {"batch_rampup_factors": {5: 2}}
+    assert len(job.loader(**ramp)) == 14  # The stage begins at row 44; 5 batches of 4 and 9 of 8 rows are within 97.
 
 
 # --- When a dataset ends -------------------------------------------------------------------------------------------
