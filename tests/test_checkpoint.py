@@ -62,6 +62,21 @@ def test_model_and_data_are_saved_and_restored_by_one_manager(manager, changes):
         assert_same(head + draw(loader, 7), whole)
 
 
+def test_the_history_of_the_mixture_goes_with_the_checkpoint(manager):
+    weights = {"web": 2, "code": 1}
+    with make_job(weights=None, schedules={"mixture": {"weights": weights}}).loader() as loader:
+        draw(loader, 3)
+        save(manager, 3, loader)
+    changed = {"weights": {"web": 1, "code": 1}, "revision": 1}
+    with make_job(weights=None, schedules={"mixture": changed}).loader() as loader:
+        restore(manager, 3, loader)
+        draw(loader, 2)
+        assert [(stage["step"], stage["revision"], stage["weights"]) for stage in loader.history] == [
+            (0, 0, weights),
+            (3, 1, {"web": 1, "code": 1}),
+        ]
+
+
 def test_streamed_data_is_restored_as_well(manager):
     streamed = {name: Streamed(documents) for name, documents in make_job().datasets.items()}
     job = Job(**{**vars(make_job(shards=2)), "datasets": streamed})
@@ -96,12 +111,12 @@ def test_the_latest_of_several_checkpoints_is_restored(manager):
     assert restore(manager, manager.latest_step())["data"] == state
 
 
-def test_a_position_is_saved_as_one_json_file(manager):
+def test_a_position_is_saved_as_json_with_the_history_beside_it(manager):
     with make_job().loader() as loader:
         save(manager, 0, loader)
         manager.wait_until_finished()
-        (file,) = manager.directory.glob("0/data/*.json")
-        assert json.loads(file.read_text()) == loader.get_state()
+        files = {file.name: json.loads(file.read_text()) for file in manager.directory.glob("0/data/*.json")}
+        assert files == {"position.json": loader.get_state(), "history.json": {"stages": loader.history}}
 
 
 def test_a_state_is_saved_like_the_loader_that_it_was_taken_from(manager):

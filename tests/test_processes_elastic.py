@@ -197,6 +197,6 @@ def test_a_checkpoint_holds_one_small_file_for_the_position(history):
     folders = list((history.folder / "stage0" / "checkpoints").glob("*/data"))
     assert folders
     for folder in folders:
-        (file,) = [file for file in folder.iterdir() if file.name != "commit_success.txt"]
-        assert file.name == "position.json"
-        assert file.stat().st_size < 10 * 1024
+        files = {file.name for file in folder.iterdir()} - {"commit_success.txt"}
+        assert files == {"position.json", "history.json"}
+        assert (folder / "position.json").stat().st_size < 10 * 1024

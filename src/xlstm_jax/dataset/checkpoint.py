@@ -8,7 +8,8 @@ One `CheckpointManager` saves both, in one step directory that appears whole or 
         model=ocp.args.StandardRestore(parameters), data=PositionRestore(loader)))
 
 Whatever the number of processes, the item is one small JSON file, written by the primary process: a position says
-nothing of the cluster, so it restores on any other. Needs the extra `checkpoint`; without Orbax, `get_state` and
+nothing of the cluster, so it restores on any other. Beside it stands the history of the mixture, the stages of the run
+so far. Needs the extra `checkpoint`; without Orbax, `get_state` and
 `set_state` of the loader are all that is needed.
 """
 
@@ -25,6 +26,7 @@ import orbax.checkpoint as ocp  # noqa: E402 - what names the extra comes first
 __all__ = ["PositionHandler", "PositionRestore", "PositionSave", "Resumable"]
 
 FILE_NAME = "position.json"
+HISTORY_NAME = "history.json"
 
 
 class Resumable(Protocol):
@@ -40,14 +42,21 @@ class PositionHandler(ocp.AsyncCheckpointHandler):  # type: ignore[misc]  # Orba
     def __init__(self, *, multiprocessing_options: Any = None) -> None:
         options = {} if multiprocessing_options is None else {"multiprocessing_options": multiprocessing_options}
         self._json = ocp.JsonCheckpointHandler(FILE_NAME, **options)
+        self._history = ocp.JsonCheckpointHandler(HISTORY_NAME, **options)
 
     async def async_save(self, directory: Any, args: "PositionSave") -> Any:
         """Write the position that `args` holds, in the background; the primary process alone writes."""
-        return await self._json.async_save(directory, args=ocp.args.JsonSave(args.state))
+        begun = await self._json.async_save(directory, args=ocp.args.JsonSave(args.state))
+        if not args.history:
+            return begun
+        history = await self._history.async_save(directory, args=ocp.args.JsonSave({"stages": args.history}))
+        return [*(begun or ()), *(history or ())]
 
     def save(self, directory: Any, args: "PositionSave") -> None:
         """Write the position that `args` holds."""
         self._json.save(directory, args=ocp.args.JsonSave(args.state))
+        if args.history:
+            self._history.save(directory, args=ocp.args.JsonSave({"stages": args.history}))
 
     def restore(self, directory: Any, args: "PositionRestore | None" = None) -> dict[str, Any]:
         """Read the position and, where `args` names a loader, let that go on from it.
@@ -63,6 +72,8 @@ class PositionHandler(ocp.AsyncCheckpointHandler):  # type: ignore[misc]  # Orba
         if args is not None and args.loader is not None:
             options = {"appended": args.appended} if args.appended else {}
             args.loader.set_state(state, **options)
+            if hasattr(args.loader, "set_history") and (directory / HISTORY_NAME).exists():
+                args.loader.set_history(self._history.restore(directory)["stages"])
         return state
 
 
@@ -84,6 +95,7 @@ class PositionSave(ocp.args.CheckpointArgs):  # type: ignore[misc]  # As above.
 
     item: Resumable | Mapping[str, Any]
     state: Mapping[str, Any] = field(init=False)
+    history: list[Any] = field(init=False)
 
     def __post_init__(self) -> None:
         """Take the position now, as a copy that nobody else can change."""
@@ -94,6 +106,7 @@ class PositionSave(ocp.args.CheckpointArgs):  # type: ignore[misc]  # As above.
         else:
             raise TypeError(f"PositionSave takes a loader or its saved state, got {type(self.item).__name__}.")
         self.state = json.loads(json.dumps(state))
+        self.history = json.loads(json.dumps(getattr(self.item, "history", [])))
 
 
 @ocp.args.register_with_handler(PositionHandler, for_restore=True)
