@@ -163,7 +163,7 @@ BAD_LINES = {
 }
 
 
-@pytest.mark.parametrize(("reason", "line"), BAD_LINES.items())
+@pytest.mark.parametrize(("reason", "line"), [*BAD_LINES.items(), ("broken JSON", b'{"n": ' + b"1" * 5000 + b"}")])
 def test_a_bad_line_is_an_error_with_its_number(bench, reason, line):
     path = write_jsonl(bench.folder / "a.jsonl", [GOOD] * 30 + [line] + [GOOD] * 5)
     with pytest.raises(PrepareError, match=r"a\.jsonl, line 31: .*on-error skip"):
@@ -220,10 +220,31 @@ def test_rows_of_tables_are_named_and_skipped_one_by_one(bench):
     ).skipped == {"missing column": 22}
 
 
-def test_a_damaged_table_is_named(bench):
-    (bench.folder / "a.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(PrepareError, match=r"a\.parquet cannot be read"):
-        bench.prepare(bench.folder / "a.parquet")
+@pytest.mark.parametrize("name", ["b.parquet", "b.arrow", "b.array_record"])
+def test_a_damaged_table_is_named_and_skipped_whole(bench, corpus, name):
+    (bench.folder / name).write_bytes(b"PAR1 and no more")
+    with pytest.raises(PrepareError, match=rf"{re.escape(name)}"):
+        bench.prepare(corpus, bench.folder / name)
+    store = bench.prepare(corpus, bench.folder / name, on_error="skip")
+    assert bench.texts_of(store) == TEXTS
+    assert read_manifest(store).skipped == {"damaged file": 1}
+    (error,) = [json.loads(line) for line in (store / "errors.jsonl").read_text().splitlines()]
+    assert error["path"] == str(bench.folder / name)
+
+
+@pytest.mark.parametrize("documents", ["file", "blank_line"])
+def test_the_line_that_spoils_a_text_is_named(bench, documents):
+    path = bench.folder / "a.txt"
+    path.write_bytes(b"one\n\ntwo\nthree \xff\nfour\n")
+    with pytest.raises(PrepareError, match=r"a\.txt, line 4: The text is no valid utf-8"):
+        bench.prepare(path, text_documents=documents)
+
+
+def test_an_array_of_records_is_told_from_lines(bench):
+    path = bench.folder / "a.json"
+    path.write_text('[{"text": "a"},\n {"text": "b"}]')
+    with pytest.raises(PrepareError, match="an object a line, not one array"):
+        bench.prepare(path)
 
 
 def flip_a_byte(path):

@@ -1,7 +1,7 @@
 """The texts of a piece of the input, one after the other, whatever its format."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from json import JSONDecodeError, loads
+from json import loads
 from typing import Any, BinaryIO
 
 from xlstm_jax.dataset.sources.decompression import DamagedError, decompressed
@@ -36,12 +36,17 @@ def read_texts(piece: Piece, config: PrepareConfig) -> Texts:
         "arrow": _read_arrow,
         "array_record": _read_array_record,
     }
+    if piece.damage is not None:
+        yield 0, BadRecord.of("damaged file", piece.damage)
+        return
     for place, text in readers[piece.format](piece, config):
         yield place, _checked(text) if isinstance(text, str) else text
 
 
 def place_of(piece: Piece, config: PrepareConfig, place: int) -> tuple[str, int]:
     """For people: what a place in this piece's file is, and its number in the whole file, counted from 1."""
+    if piece.damage is not None:
+        return "record", 1
     if piece.format in ("jsonl", "text"):
         before = 0 if piece.compression else _count_newlines(piece.path, piece.begin, config)
         return "line", before + place + 1
@@ -81,12 +86,17 @@ def _text_of_json(line: bytes, extract: Any) -> str | BadRecord:
         record = loads(line.decode())
     except UnicodeDecodeError as error:
         return BadRecord.of("invalid utf-8", f"The line is no valid utf-8: {error}.", line)
-    except (JSONDecodeError, RecursionError) as error:
-        return BadRecord.of("broken JSON", f"The line is no valid JSON: {error}.", line)
+    except (ValueError, RecursionError) as error:  # A number of too many digits is a plain ValueError.
+        return BadRecord.of("broken JSON", f"The line is no valid JSON: {error}.{_hint(line)}", line)
     if not isinstance(record, Mapping):
-        return BadRecord.of("wrong type", f"The line must hold an object, got {type(record).__name__}.", line)
+        found = type(record).__name__
+        return BadRecord.of("wrong type", f"The line must hold an object, got {found}.{_hint(line)}", line)
     text: str | BadRecord = extract(record)
     return text
+
+
+def _hint(line: bytes) -> str:
+    return " A file of records holds an object a line, not one array of all." if line.startswith(b"[") else ""
 
 
 def _read_plain_text(piece: Piece, config: PrepareConfig) -> Texts:
@@ -99,7 +109,7 @@ def _read_plain_text(piece: Piece, config: PrepareConfig) -> Texts:
     except DamagedError as error:
         yield 0, BadRecord.of("damaged file", str(error))
         return
-    yield 0, decoded(content.removeprefix(_BOM))
+    yield _text_at(0, content.removeprefix(_BOM))
 
 
 def _read_paragraphs(piece: Piece, config: PrepareConfig) -> Texts:
@@ -115,10 +125,18 @@ def _read_paragraphs(piece: Piece, config: PrepareConfig) -> Texts:
             first = first if lines else number
             lines.append(line)
         elif lines:
-            yield first, decoded(b"".join(lines).rstrip(b"\r\n"))
+            yield _text_at(first, b"".join(lines).rstrip(b"\r\n"))
             lines = []
     if lines:
-        yield first, decoded(b"".join(lines).rstrip(b"\r\n"))
+        yield _text_at(first, b"".join(lines).rstrip(b"\r\n"))
+
+
+def _text_at(line: int, content: bytes) -> tuple[int, str | BadRecord]:
+    """A text that begins on a line, with that line; or what is wrong with it, with the line where that is."""
+    try:
+        return line, content.decode()
+    except UnicodeDecodeError as error:
+        return line + content.count(b"\n", 0, error.start), decoded(content)
 
 
 def _lines(piece: Piece, config: PrepareConfig) -> Iterator[tuple[int, bytes | BadRecord]]:

@@ -33,6 +33,8 @@ class Piece(NamedTuple):
     """Last one + 1."""
     size: int
     """In bytes of the file, about."""
+    damage: str | None = None
+    """What is wrong with a file that cannot be read at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,13 @@ def cut_into_tasks(files: list[InputFile], config: PrepareConfig) -> Iterator[Ta
 def _cut(file: InputFile, config: PrepareConfig) -> Iterator[Piece]:
     try:
         bounds = list(_bounds(file, config))
-    except (OSError, ValueError) as error:  # What pyarrow and others raise for damaged files.
-        raise PrepareError(f"{public(file.path)} cannot be read: {error}") from error
+    except (OSError, ValueError, RuntimeError) as error:  # What pyarrow and array_record raise for damaged files.
+        store_fails = isinstance(error, OSError) and error.errno is not None
+        if config.on_error == "raise" or store_fails or file.format == "token_store":
+            raise PrepareError(f"{public(file.path)} cannot be read: {error}") from error
+        damage = f"The file cannot be read: {error}"
+        yield Piece(file.path, file.format, file.compression, 0, END_OF_FILE, file.size, damage)
+        return
     for (begin, _), (end, size) in itertools.pairwise(bounds):
         yield Piece(file.path, file.format, file.compression, begin, end, size)
 

@@ -137,6 +137,8 @@ class Workspace:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise PrepareError(f"Another process prepares {self.output}; wait for it, or stop it.") from None
+            except OSError as error:  # Some file systems of clusters know no locks.
+                LOGGER.warning("%s cannot be locked (%s); see that only one process works on it.", self.output, error)
             yield
 
     def begin(self, settings: dict[str, Any], inputs: list[dict[str, Any]]) -> None:
