@@ -1,6 +1,7 @@
 """Batches: what a training step gets."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -133,8 +134,12 @@ def _token_ids(name: str, tokens: Any) -> jax.Array:
     return array
 
 
-def batch_fields(batch_class: type[Any]) -> tuple[str, ...]:
+def batch_fields(batch_class: type[Any], offered: Sequence[str] | None = ROW_FIELDS) -> tuple[str, ...]:
     """The fields of a batch class.
+
+    Args:
+        batch_class: A dataclass or NamedTuple.
+        offered: What rows offer; None where only the rows themselves can tell.
 
     Raises:
         TypeError: It is neither a dataclass nor a NamedTuple.
@@ -146,10 +151,10 @@ def batch_fields(batch_class: type[Any]) -> tuple[str, ...]:
         fields = tuple(batch_class._fields)
     else:
         raise TypeError(f"batch_class must be a dataclass or a NamedTuple, got {batch_class!r}.")
-    unknown = [name for name in fields if name not in ROW_FIELDS]
+    unknown = [name for name in fields if offered is not None and name not in offered]
     if unknown or not fields:
+        named = ", ".join(offered or ["what they hold"])
         raise ValueError(
-            f"{batch_class.__name__} has the fields {list(fields)}; rows offer {', '.join(ROW_FIELDS)}, "
-            f"and nothing for {unknown}."
+            f"{batch_class.__name__} has the fields {list(fields)}; rows offer {named}, and nothing for {unknown}."
         )
     return fields

@@ -1,8 +1,9 @@
 """Batches of Grain datasets that this library did not make.
 
 Anything that Grain can build may be loaded: its rows are stacked to batches and delivered as global arrays like our
-own. Order, mixing and state are then Grain's: each host reads what its own dataset yields, a position fits the same
-number of hosts (and of workers), hosts end when their own data ends, and Grain mixes element by element, with weights
+own. Order, mixing and state are then Grain's: each host reads what its own dataset yields (what is a host's own part is
+up to who makes it, for instance by `shard_grain_dataset`), a position fits the same number of hosts (and of workers),
+hosts end when their own data ends, and Grain mixes element by element, with weights
 rounded to a hundredth of the smallest, and ends with the first dataset that ends.
 """
 
@@ -12,12 +13,16 @@ from functools import partial
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
+from xlstm_jax.dataset.agreement import gather_json
 from xlstm_jax.dataset.feed import HostBatch
 from xlstm_jax.dataset.global_arrays import BatchSharding
+from xlstm_jax.dataset.position import PositionError
+from xlstm_jax.dataset.stages import stage
 from xlstm_jax.dataset.timeline import Timeline
 
 __all__ = ["ForeignFeed"]
@@ -35,6 +40,9 @@ class ForeignFeed:
         fields: Fields that an element must have.
         drop_remainder: Whether a last batch that is not full is left out; else it is padded with zeros.
         worker_count: Worker processes of Grain's `mp_prefetch`; 0 for none.
+
+    Raises:
+        ValueError: The mesh gives this process more or fewer rows than its datasets yield.
     """
 
     def __init__(
@@ -49,6 +57,7 @@ class ForeignFeed:
         drop_remainder: bool,
         worker_count: int,
     ) -> None:
+        sharding.refuse_other_rows_than_a_host_has()
         mixed = _mix(datasets, weights)
         if worker_count:
             if not flags.FLAGS.is_parsed():
@@ -73,7 +82,8 @@ class ForeignFeed:
         while True:
             size = self._timeline.shape(self._timeline.moment(step))[0]
             wanted = size // self._sharding.host_count
-            rows = [row for _, row in zip(range(wanted), iterator, strict=False)]
+            with stage("read", f"rows of step {step} from Grain's datasets"):
+                rows = [row for _, row in zip(range(wanted), iterator, strict=False)]
             if not rows or (len(rows) < wanted and self._drop_remainder):
                 return
             step += 1
@@ -106,16 +116,28 @@ class ForeignFeed:
         self._state = {"step": 0, "passes": 0, "grain": self._start_state}
 
     def get_state(self) -> dict[str, Any]:
-        """See `Feed.get_state`; the part under "grain" is Grain's."""
-        return dict(self._state)
+        """See `Feed.get_state`; the part under "grain" is Grain's, of each process where hosts are processes."""
+        if not self._sharding.spread:
+            return dict(self._state)
+        return {**self._state, "grain": gather_json(self._state["grain"])}
 
     def set_state(self, state: Mapping[str, Any], appended: Collection[str]) -> None:
         """See `Feed.set_state`."""
         if appended:
             raise ValueError("Documents can be appended to datasets made by make_grain_llm_dataset only.")
         if set(state) != {"step", "passes", "grain"}:
-            raise ValueError(f"This is no position of foreign Grain datasets: {sorted(state)}.")
-        self._state = dict(state)
+            raise PositionError(f"This is no position of foreign Grain datasets: {sorted(state)}.")
+        saved = state["grain"]
+        if self._sharding.spread != isinstance(saved, list) or (
+            isinstance(saved, list) and len(saved) != jax.process_count()
+        ):
+            raise PositionError(
+                f"The position is that of {len(saved) if isinstance(saved, list) else 1} processes, and there are "
+                f"{jax.process_count()}; what Grain saves fits the same number only. Datasets made by "
+                "make_grain_llm_dataset resume on any."
+            )
+        own = saved[jax.process_index()] if isinstance(saved, list) else saved
+        self._state = {**state, "grain": own}
 
     @property
     def history(self) -> list[dict[str, Any]]:

@@ -104,6 +104,23 @@ class BatchSharding:
             "mesh."
         )
 
+    def refuse_other_rows_than_a_host_has(self) -> None:
+        """Refuse a mesh that gives this process another number of rows than a host has, where it cannot tell which.
+
+        Raises:
+            ValueError: It does; the message says how many hosts would fit.
+        """
+        needed = sum(high - low for low, high in self.rows(self.divisor))
+        own = self.divisor // self.host_count
+        if needed in {0, own}:
+            return
+        index, count = dataloading_host(self.mesh, self.spec)
+        raise ValueError(
+            f"One of {self.host_count} hosts has {own} of every {self.divisor} rows, and the mesh gives the devices of "
+            f"this process {needed}. Make the datasets, and the loader, for dataloading_host_index={index} and "
+            f"dataloading_host_count={count}, as dataloading_host(mesh, batch_partition_spec) says."
+        )
+
     def arrays(self, size: int, rows: Mapping[str, NDArray[np.int32]]) -> dict[str, jax.Array]:
         """Global arrays from this process's rows, which are those of `rows(size)` end to end."""
         ranges = self.rows(size)

@@ -226,7 +226,8 @@ def make_grain_multihost_iterator(
         worker_buffer_size: Batches prepared ahead of the step, on the devices; 0 prepares each when it is asked for.
         drop_remainder: Whether the very last batch, of all epochs together, is left out where it is not full; else it
             is padded with rows whose segmentation is 0.
-        batch_class: A dataclass or NamedTuple whose fields are a subset of what rows offer: those of `LLMIndexedBatch`.
+        batch_class: A dataclass or NamedTuple whose fields are a subset of what rows offer: those of `LLMIndexedBatch`,
+            or with other Grain datasets those of their elements.
         reset_after_epoch: Whether each pass starts from the beginning; then all passes are identical.
         use_thread_prefetch: Whether operations run in threads of this process instead of in worker processes.
         batch_rampup_factors: Step → factor of the initial batch size, in force from that step on; not accumulated.
@@ -278,6 +279,7 @@ def make_grain_multihost_iterator(
         )
     feed: Feed
     if ours:
+        batch_fields(batch_class)  # It refuses a class with fields that our rows do not offer.
         _check_rows(configs, sharding, timeline)
         names = [config.name for config in configs]
         feed = RowFeed(
@@ -296,7 +298,7 @@ def make_grain_multihost_iterator(
             timeline=timeline,
             sharding=sharding,
             dataset_lengths=lengths,
-            fields=batch_fields(batch_class),
+            fields=batch_fields(batch_class, None),
             drop_remainder=flag("drop_remainder", drop_remainder),
             worker_count=0 if in_threads else workers,
         )

@@ -53,7 +53,7 @@ class MultiHostDataLoadIterator:
         self._feed = feed
         self._sharding = sharding
         self._batch_class = batch_class
-        make_batch = partial(_make_batch, sharding, batch_class, batch_fields(batch_class))
+        make_batch = partial(_make_batch, sharding, batch_class, batch_fields(batch_class, None))
         self._preparation = _Preparation(feed, make_batch, prefetch, Watchdog(Board(), warn_after_s))
         self._at_start = True
         self._pass_ended = False
