@@ -365,6 +365,27 @@ def test_what_is_truncated_or_dropped_is_counted(caplog):
     assert "2 of 3 documents are longer than 8; long_documents='drop' leaves out 20 tokens an epoch" in caplog.text
 
 
+def test_what_is_truncated_or_dropped_is_counted_as_it_is_read_too(caplog):
+    documents = Streamed([np.ones(11, int), np.ones(9, int), np.ones(3, int)])
+    one_lane = {"dataset": documents, "dataloading_host_count": 1, "num_shards": 1}
+    with caplog.at_level(logging.WARNING):
+        for long_documents in ("truncate", "drop"):
+            with make_loader(**one_lane, long_documents=long_documents) as loader:
+                draw(loader)
+    assert "2 of the first 3 documents are longer than 8; long_documents='truncate' has left out 4 tok" in caplog.text
+    assert "2 of the first 3 documents are longer than 8; long_documents='drop' has left out 20 tokens" in caplog.text
+
+
+def test_a_long_document_that_is_read_is_named_where_that_is_an_error():
+    documents = Streamed([np.ones(3, int), np.ones(9, int)])
+    loader = make_loader(dataset=documents, long_documents="error", num_shards=2)
+    with (
+        loader,
+        pytest.raises(ValueError, match="Document 1 of dataset 'dataset' has 9 tokens, more than max_target_l"),
+    ):
+        draw(loader)
+
+
 OTHER_DATA = {
     "other documents": (
         {"dataset": [[1, 2, 3, 4], [5, 6, 7], [8, 9], [11]]},

@@ -533,6 +533,14 @@ def test_dataset_lengths_determine_the_length_of_the_iterator_where_the_data_doe
             assert len(loader) == len(list(loader)) == length // 2
 
 
+@pytest.mark.parametrize("kind", [list, Streamed])
+@pytest.mark.parametrize(("num_epochs", "batches"), [(1, 0), (2, 1), (5, 3), (None, 1)])
+def test_a_batch_larger_than_a_pass_is_one_if_the_data_fills_it(kind, num_epochs, batches):
+    with make_loader(kind(DOCUMENTS), batch=8, num_epochs=num_epochs) as loader:
+        assert len(loader) == min(1, batches)
+        assert len(list(loader)) == min(1, batches)
+
+
 def test_the_mesh_shards_the_data():
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
     with make_loader(make_documents(0, 16, 4), batch=8, mesh=mesh) as loader:

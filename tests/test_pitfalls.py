@@ -496,7 +496,7 @@ def test_no_thread_outlives_a_closed_loader(kind):
         next(loader)
 
 
-@pytest.mark.parametrize("prefetch", [2])
+@pytest.mark.parametrize("prefetch", [0, 2])
 def test_an_error_that_is_caught_skips_nothing(prefetch):
     def fail_at_100(element):
         if 100 in element:

@@ -229,7 +229,11 @@ class RowFeed:
         if self._one_epoch or all(dataset.num_epochs == 1 for dataset in self._run.datasets):
             left_over = rows > self._run.timeline.moment(steps).rows
             return steps + (left_over and not self._drop_remainder)
-        return max(1, steps)
+        if steps or not self._ends:
+            return max(1, steps)
+        # A batch that is larger than a pass is one, if all passes together fill it.
+        rows *= max(dataset.num_epochs or 0 for dataset in self._run.datasets)
+        return int(not self._drop_remainder or self._run.timeline.whole_batches(rows) > 0)
 
     def __repr__(self) -> str:
         return f"{', '.join(repr(dataset.name) for dataset in self._run.datasets)}, num_shards={self._run.num_shards}"

@@ -1,4 +1,4 @@
-"""What the lengths of planned data tell before a token is read: what is empty, and what is too long for a row."""
+"""What lengths tell of a dataset: what is empty, and what is too long for a row."""
 
 import logging
 from collections.abc import Callable
@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm_jax.dataset.packing import LongDocuments
+from xlstm_jax.dataset.packing import LongDocuments, Packing
 from xlstm_jax.dataset.sources import PlannedSource, length_chunks
 
-__all__ = ["FoundLengths", "check_lengths", "find_lengths"]
+__all__ = ["FoundLengths", "LeftOut", "check_lengths", "find_lengths"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -86,3 +86,47 @@ def _check_long(source: PlannedSource, name: str, row_length: int, long_document
         long_documents,
         long.tokens - (long.documents * row_length if long_documents == "truncate" else 0),
     )
+
+
+class LeftOut:
+    """Counts what a streamed dataset truncates or drops, as the thread that plans packs it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._documents = self._long = self._tokens = 0
+
+    def refuse(self, source_index: NDArray[np.int64], lengths: NDArray[np.int64], row_length: int) -> None:
+        """Refuse documents that are longer than a row.
+
+        Raises:
+            ValueError: There is one; the message names the first.
+        """
+        long = lengths > row_length
+        if long.any():
+            first = int(np.argmax(long))
+            raise ValueError(
+                f"Document {source_index[first]} of dataset {self._name!r} has {lengths[first]} tokens, more than "
+                f'max_target_length={row_length}; pass long_documents="split", "truncate" or "drop".'
+            )
+
+    def add(self, lengths: NDArray[np.int64], packing: Packing) -> None:
+        """Count documents of these lengths; log when the number of long ones passes 1, 10, 100 and so on."""
+        if packing.long_documents == "split":
+            return
+        long = lengths > packing.row_length
+        kept = packing.row_length if packing.long_documents == "truncate" else 0
+        before = self._long
+        self._documents += len(lengths)
+        self._long += int(np.count_nonzero(long))
+        self._tokens += int((lengths[long] - kept).sum())
+        if len(str(self._long)) > len(str(before)) or (self._long and not before):
+            LOGGER.warning(
+                "Dataset %r: %d of the first %d documents are longer than %d; long_documents=%r has left out %d "
+                "tokens.",
+                self._name,
+                self._long,
+                self._documents,
+                packing.row_length,
+                packing.long_documents,
+                self._tokens,
+            )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from xlstm_jax.dataset.config import DatasetConfig
 from xlstm_jax.dataset.epochs import EpochSize, count_epoch, tokens_of_epoch
 from xlstm_jax.dataset.lanes import Cursor, Lane, Rounds, RowStream
+from xlstm_jax.dataset.lengths import LeftOut
 from xlstm_jax.dataset.mixing import MixtureSequence, integer_weights
 from xlstm_jax.dataset.mixture import Mixture
 from xlstm_jax.dataset.places import Diet, Planner, StageStanding, Standing, rounds_at
@@ -265,7 +266,11 @@ class Run:
         packing = dataset.packing(self.window_rows(dataset), row_length)
         if dataset.planned:
             return PlannedWindows(part, packing, dataset.source.lengths_of)
-        return StreamedWindows(part, packing, readers[dataset.name])
+        return StreamedWindows(part, packing, readers[dataset.name], left_out=self._left_out[dataset.name])
+
+    @cached_property
+    def _left_out(self) -> dict[str, LeftOut]:
+        return {dataset.name: LeftOut(dataset.name) for dataset in self.datasets}
 
 
 class _Epochs:

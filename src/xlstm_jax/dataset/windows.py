@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm_jax.dataset.lengths import LeftOut
 from xlstm_jax.dataset.order import Order, keyed_hash, shard_bounds
 from xlstm_jax.dataset.packing import PackedWindow, Packing, pack_window
 from xlstm_jax.dataset.stages import stage
@@ -176,8 +177,16 @@ class _Ahead(NamedTuple):
 class StreamedWindows:
     """Windows of documents that must be read, and their operations applied, to know their lengths."""
 
-    def __init__(self, lane: LaneSlice, packing: Packing, reader: ChunkReader, chunk: int = 256) -> None:
+    def __init__(
+        self,
+        lane: LaneSlice,
+        packing: Packing,
+        reader: ChunkReader,
+        chunk: int = 256,
+        left_out: LeftOut | None = None,
+    ) -> None:
         self.lane = lane
+        self._left_out = left_out or LeftOut(lane.order.name)
         self.packing = packing
         self._reader = reader
         self._chunk = chunk
@@ -196,6 +205,9 @@ class StreamedWindows:
             stop = min(size, -(-(first + count) // self._chunk) * self._chunk)
             ahead = self._look_ahead(epoch, first, stop)
             lengths = np.concatenate([chunk.lengths for chunk in ahead])
+            if self.packing.long_documents == "error":
+                index = np.concatenate([chunk.source_index for chunk in ahead])
+                self._left_out.refuse(index, lengths, self.packing.row_length)
             with stage("pack", self.lane.label(epoch)):
                 packed = pack_window(lengths, self.packing, last=stop >= size, offset=offset, key=key)
             if packed is not None:
@@ -210,6 +222,7 @@ class StreamedWindows:
         touched = used + (packed.next_offset > 0)
         ends = np.cumsum([len(chunk.lengths) for chunk in ahead])
         needed = Documents.join(ahead[: int(np.searchsorted(ends, touched)) + 1])
+        self._left_out.add(needed.lengths[:used], self.packing)
         tokens = int(needed.lengths[:touched].sum())
         content = Documents(
             needed.source_index[:touched],
