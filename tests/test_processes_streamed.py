@@ -1,13 +1,24 @@
 """Laws 1 and 4 with real JAX processes: streamed data, and the end of any data."""
 
 import functools
+import json
+from typing import NamedTuple
 
+import grain
+import jax
+import numpy as np
 import pytest
 
 import meshes
 import processes
 from loading import Job, Streamed, assert_same, draw, make_documents
-from xlstm_jax.dataset import dataloading_host
+from xlstm_jax.dataset import (
+    PositionError,
+    dataloading_host,
+    make_grain_multihost_iterator,
+    open_source,
+    shard_grain_dataset,
+)
 
 STEPS = 4
 MANY = 1000
@@ -72,6 +83,55 @@ def load_in_a_process() -> dict:
     return report
 
 
+def damaged_job(file: str) -> Job:
+    """Documents in a file of which some lines are bad."""
+    source = open_source(file, column="tokens", max_skipped=20)
+    return make_job(datasets={"damaged": source}, weights=None, batch=12, num_epochs=2, drop_remainder=False)
+
+
+def load_damaged_in_a_process(file: str) -> list:
+    """What this process holds of all batches of damaged data, saved and resumed on the way."""
+    mesh = meshes.make_mesh("one axis")
+    with meshes.make_loader(damaged_job(file), *mesh) as loader:
+        held = [meshes.held(batch) for batch in meshes.take(loader, 3)]
+        state = loader.get_state()
+    with meshes.make_loader(damaged_job(file), *mesh) as loader:
+        loader.set_state(state)
+        return held + [meshes.held(batch) for batch in meshes.take(loader, MANY)]
+
+
+def foreign_loader():
+    """Rows of Grain, of which each process loads its own."""
+    host = dataloading_host(meshes.make_mesh("one axis")[0])
+    rows = shard_grain_dataset(grain.MapDataset.range(96), *host)
+    dataset = rows.map(lambda i: {"inputs": np.full(4, i, np.int32)}).to_iter_dataset()
+    return make_grain_multihost_iterator(
+        [dataset], [96], meshes.make_mesh("one axis")[0], 24, host.dataloading_host_count,
+        worker_count=0, batch_class=Inputs,
+    )  # fmt: skip
+
+
+class Inputs(NamedTuple):
+    inputs: jax.Array
+
+
+def load_foreign_in_a_process() -> dict:
+    """First tokens that this process holds, of all batches and of those behind a position; and that position."""
+    with foreign_loader() as loader:
+        whole = [first_tokens(batch) for batch in loader]
+    with foreign_loader() as loader:
+        next(loader)
+        state = loader.get_state()
+    with foreign_loader() as loader:
+        loader.set_state(state)
+        return {"whole": whole, "resumed": [first_tokens(batch) for batch in loader], "state": state}
+
+
+def first_tokens(batch) -> list[int]:
+    shards = sorted(batch.inputs.addressable_shards, key=lambda shard: shard.index[0].start)
+    return [int(token) for shard in shards for token in np.asarray(shard.data)[:, 0]]
+
+
 def save_in_a_process() -> list[dict]:
     """The positions that this process sees, before and after a batch."""
     with meshes.make_loader(make_job(prefetch=3), *meshes.make_mesh("one axis")) as loader:
@@ -133,6 +193,27 @@ def test_all_processes_end_at_the_same_step_with_the_batches_of_one_process(repo
     batches = [report[case, drop_remainder] for report in reports_of(count)]
     assert len({len(part) for part in batches}) == 1, "processes end at different steps"
     assert_same(meshes.put_all_together(batches), draw(end_job(case, drop_remainder).loader(), MANY))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_bad_records_are_left_out_alike_on_all_processes_and_after_a_resume(tmp_path, count):
+    file = tmp_path / "documents.jsonl"
+    lines = [json.dumps({"tokens": document.tolist()}) for document in make_documents(5, 120, 40)]
+    for bad in (3, 40, 41, 119):
+        lines[bad] = lines[bad][:-5]
+    file.write_text("\n".join(lines) + "\n")
+    options = {"devices": meshes.DEVICES // count, "timeout_s": 60, "file": str(file)}
+    reports = processes.run("test_processes_streamed.load_damaged_in_a_process", count, tmp_path, **options)
+    assert_same(meshes.put_all_together(reports), draw(damaged_job(str(file)).loader(), MANY))
+
+
+def test_foreign_datasets_resume_on_as_many_processes_each_with_its_own_state(tmp_path):
+    reports = processes.run("test_processes_streamed.load_foreign_in_a_process", 2, tmp_path, devices=6, timeout_s=60)
+    assert [report["whole"][0] for report in reports] == [list(range(12)), list(range(48, 60))]
+    assert all(report["resumed"] == report["whole"][1:] for report in reports)
+    assert reports[0]["state"] == reports[1]["state"]
+    with Job({"d": documents_of((3,))["d0"]}).loader() as ours, pytest.raises(PositionError):
+        ours.set_state(reports[0]["state"])
 
 
 def test_every_process_sees_the_same_position_of_streamed_data(tmp_path):
