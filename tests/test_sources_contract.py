@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loading import Job, assert_same, global_batches
 from stored import PLANNED, STREAMED, TEXTS, TOKENS, write_array_record
 from xlstm_jax.dataset import ArrayRecordSource, MemorySource
 from xlstm_jax.dataset.sources import fingerprint_of, is_planned
@@ -193,6 +194,21 @@ def test_the_repr_says_what_and_where_and_holds_no_data(source):
 def test_a_document_is_described_by_its_place(source, folders, kind):
     if kind != "memory":
         assert str(folders[kind]) in source.describe(100)
+
+
+def as_bytes(text):
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+@pytest.mark.parametrize("kinds", [PLANNED, STREAMED], ids=["planned", "streamed"])
+def test_all_kinds_of_source_give_the_same_batches(kinds, sources):
+    options = {"operations": [as_bytes]} if kinds is STREAMED else {}
+    first, *others = [
+        global_batches(Job({"a": sources[kind]}, length=64, num_epochs=1, options=options)) for kind in kinds
+    ]
+    assert len(first) > 2
+    for batches in others:
+        assert_same(first, batches)
 
 
 def test_many_files_need_few_file_descriptors(tmp_path):
