@@ -22,6 +22,7 @@ from xlstm_jax.dataset import (
     open_source,
     write_token_store,
 )
+from xlstm_jax.dataset.sources.columns import list_values
 
 OF_KIND = {
     "token store": TokenStore,
@@ -183,6 +184,14 @@ def test_lists_of_integers_of_every_kind_are_tokens(kind, tmp_path):
     source = open_source(write_parquet(tmp_path / "a.parquet", {"input_ids": array}, rows=3))
     assert [document.tolist() for document in source.__getitems__([3, 0, 1, 2])] == [rows[3], *rows[:3]]
     assert source.fingerprint == MemorySource(rows).fingerprint
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.int32()), pa.large_list(pa.int64()), pa.list_(pa.int16(), 2)])
+def test_lists_are_found_in_a_slice_of_an_array_and_nulls_among_them(kind):
+    array = pa.array([[9, 9], [1, 2], None, [3, 4], [5, None], [6, 7], [9, 9]], kind)[1:6]
+    values, begins, lengths = list_values(array)
+    found = [values[b : b + n].tolist() if n >= 0 else None for b, n in zip(begins, lengths, strict=True)]
+    assert found == [[1, 2], None, [3, 4], None, [6, 7]]
 
 
 # Prepared stores
