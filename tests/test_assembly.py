@@ -80,7 +80,6 @@ def cases(draw):
         shift=draw(st.sampled_from(list(Shift))),
         eod_token_id=EOD,
         infer_segments=rule == "none",
-        long_documents=long_documents,
     )
     source = source([np.array(document, np.uint8) for document in documents])
     windows = windows_of(source, draw(st.sampled_from(["planned", "streamed"])), packing, draw(st.booleans()))

@@ -180,6 +180,38 @@ def test_planned_and_streamed_data_give_the_same_rows(job):
         )
 
 
+@settings(max_examples=30)
+@given(
+    packing=st.sampled_from(PACKINGS),
+    long_documents=st.sampled_from(["split", "truncate", "drop"]),
+    lengths=st.lists(st.sampled_from([4, 8, 16, 32]), min_size=2, max_size=4),
+    shuffle=st.booleans(),
+)
+def test_planned_and_streamed_data_give_the_same_rows_where_row_lengths_change(
+    packing, long_documents, lengths, shuffle
+):
+    """With `lengths` as row lengths, in windows of 16 rows, of which a batch takes 4."""
+    documents = make_documents(3, 60, 40)
+    schedule = {"row_length_schedule": dict(enumerate(lengths[1:], start=1))}
+    job = Job({"d": documents}, length=lengths[0], packing=packing, bins=16, shuffle=shuffle, schedules=schedule,
+              options={"long_documents": long_documents})  # fmt: skip
+    planned = draw(job.loader(), 8)
+    assert_same(planned, draw(Job(**{**vars(job), "datasets": {"d": Streamed(documents)}}).loader(), 8))
+    begins = {int(document[0]) for document in documents}
+    for inputs, targets, segments, wanted in (
+        (batch["inputs"][r], batch["targets"][r], batch["inputs_segmentation"][r], batch["targets_segmentation"][r])
+        for batch in planned
+        for r in range(job.batch)
+    ):
+        assert set((targets - inputs)[wanted > 0].tolist()) <= {1}, "targets of another document"
+        for segment in range(1, segments.max() + 1):
+            tokens = inputs[segments == segment]
+            assert (np.diff(tokens) == 1).all(), "tokens of another document"
+            if long_documents == "truncate" and packing != "concat_split":
+                assert tokens[0] in begins
+                assert not wanted[segments == segment][-1], "what is cut off has no target"
+
+
 @settings(max_examples=40)
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=60), bins=st.integers(1, 6), streamed=st.booleans())
 def test_first_fit_rows_are_those_of_grain(lengths, bins, streamed):

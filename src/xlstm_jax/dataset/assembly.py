@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from xlstm_jax.dataset.buffers import HostBuffers
 from xlstm_jax.dataset.filling import COLUMNS, fill
-from xlstm_jax.dataset.packing import LongDocuments
 from xlstm_jax.dataset.pieces import pieces_of
 from xlstm_jax.dataset.places import PlacedRun
 from xlstm_jax.dataset.windows import Window
@@ -43,7 +42,6 @@ class RowFormat:
     eod_token_id: int
     infer_segments: bool
     """Whether an end-of-document token inside a document ends a segment (rows that hold several documents already)."""
-    long_documents: LongDocuments
 
     def of_length(self, length: int) -> "RowFormat":
         """The same for rows of another length."""
@@ -88,7 +86,7 @@ def assemble(
     held = []
     for line, (at, (dataset, window, start, stop)) in enumerate(runs):
         how = formats[dataset]
-        pieces, first = pieces_of(window, start, stop, sources[dataset], length, how.long_documents)
+        pieces, first = pieces_of(window, start, stop, sources[dataset], length)
         held.append(pieces)
         table[line] = (
             at, first, first + stop - start, *pieces.addresses, how.shift, how.eod_token_id, how.infer_segments,
@@ -120,8 +118,6 @@ def _fill_row_plain(out: RowArrays, row: int, source_row: int, window: Window, s
         document, start = int(packed.document[p]), int(packed.start[p])
         tokens, targets = _document_plain(window, document, source)
         total = int(window.lengths[document])
-        if how.long_documents == "truncate" and not window.chain:
-            total = min(total, how.length)
         if segment == 1:
             out.document_idx[row] = window.source_index[document]
             out.sequence_idx[row] = -(-start // how.length)

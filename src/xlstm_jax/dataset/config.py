@@ -112,7 +112,6 @@ class DatasetConfig:
             shift=self.shift,
             eod_token_id=self.eod_token_id,
             infer_segments=self.rule == "none",
-            long_documents=self.long_documents,
         )
 
     def packing(self, window_rows: int, row_length: int) -> Packing:

@@ -53,6 +53,26 @@ class Packing:
     shuffle: bool
     """Whether rows of a window, and pieces within a row, are shuffled, so that length does not tell position."""
 
+    def allowed(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of each document that rows may hold.
+
+        Raises:
+            ValueError: A document is longer than a row and `long_documents` is "error".
+        """
+        if self.long_documents == "split":
+            return lengths
+        if self.long_documents == "truncate":
+            return np.minimum(lengths, self.row_length)
+        if self.long_documents == "drop":
+            return np.where(lengths > self.row_length, 0, lengths)
+        longest = int(lengths.max(initial=0))
+        if longest > self.row_length:
+            raise ValueError(
+                f"A document has {longest} tokens, more than max_target_length={self.row_length}; "
+                'pass long_documents="split", "truncate" or "drop".'
+            )
+        return lengths
+
 
 class PackedWindow(NamedTuple):
     """The rows of a window. Pieces are listed row by row."""
@@ -99,7 +119,7 @@ def pack_window(
     Raises:
         ValueError: A document is longer than a row and `long_documents` is "error".
     """
-    placed = _PLACE[packing.rule](_allowed(lengths, packing), packing.row_length, packing.rows, last, offset)
+    placed = _PLACE[packing.rule](packing.allowed(lengths), packing.row_length, packing.rows, last, offset)
     if placed.documents_used < 0:
         return None
     shuffle = packing.shuffle and packing.rule != "none"
@@ -113,7 +133,7 @@ def pack_window_plain(
     lengths: Sequence[int], packing: Packing, *, last: bool, offset: int = 0, key: int = 0
 ) -> PackedWindow | None:
     """The definition of `pack_window`."""
-    allowed = _allowed(np.asarray(lengths, dtype=np.int64), packing).tolist()
+    allowed = packing.allowed(np.asarray(lengths, dtype=np.int64)).tolist()
     result = _PLACE_PLAIN[packing.rule](allowed, packing.row_length, packing.rows, last, offset)
     if result is None:
         return None
@@ -140,23 +160,6 @@ def pack_window_plain(
         used,
         next_offset,
     )
-
-
-def _allowed(lengths: NDArray[np.int64], packing: Packing) -> NDArray[np.int64]:
-    """Tokens of each document that rows may hold."""
-    if packing.long_documents == "split":
-        return lengths
-    if packing.long_documents == "truncate":
-        return np.minimum(lengths, packing.row_length)
-    if packing.long_documents == "drop":
-        return np.where(lengths > packing.row_length, 0, lengths)
-    longest = int(lengths.max(initial=0))
-    if longest > packing.row_length:
-        raise ValueError(
-            f"A document has {longest} tokens, more than max_target_length={packing.row_length}; "
-            'pass long_documents="split", "truncate" or "drop".'
-        )
-    return lengths
 
 
 # --- The plain definitions ----------------------------------------------------------------------------------------

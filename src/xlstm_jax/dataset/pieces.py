@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm_jax.dataset.packing import LongDocuments
 from xlstm_jax.dataset.windows import Window
 
 __all__ = ["BEGINS", "CODE_SHIFT", "ENDS", "TOKEN_DTYPES", "RowPieces", "pieces_of"]
@@ -42,9 +41,7 @@ class RowPieces(NamedTuple):
     """What must not go before the addresses."""
 
 
-def pieces_of(
-    window: Window, start: int, stop: int, source: Any, row_length: int, long_documents: LongDocuments
-) -> tuple[RowPieces, int]:
+def pieces_of(window: Window, start: int, stop: int, source: Any, row_length: int) -> tuple[RowPieces, int]:
     """Pieces of rows `start` to `stop` of a window, and the number of row `start` among them.
 
     Where looking costs next to nothing (a window that was read, a source that lies in memory or is mapped), it is done
@@ -53,25 +50,22 @@ def pieces_of(
     found = window.located.get("pieces")
     if found is None:
         if window.content is None and not source.in_place:
-            return _pieces(window, start, stop, source, row_length, long_documents), 0
+            return _pieces(window, start, stop, source, row_length), 0
         # Two threads may come here at a time; they find the same.
-        found = window.located["pieces"] = _pieces(window, 0, window.rows, source, row_length, long_documents)
+        found = window.located["pieces"] = _pieces(window, 0, window.rows, source, row_length)
     return found, start
 
 
-def _pieces(
-    window: Window, start: int, stop: int, source: Any, row_length: int, long_documents: LongDocuments
-) -> RowPieces:
+def _pieces(window: Window, start: int, stop: int, source: Any, row_length: int) -> RowPieces:
     packed = window.packed
     first, last = packed.row_begin[start], packed.row_begin[stop]
     document, piece_start = packed.document[first:last], packed.start[first:last]
     length = packed.length[first:last]
-    total = window.lengths[document]
-    if long_documents == "truncate" and not window.chain:  # Later row lengths find documents cut off already.
-        total = np.minimum(total, row_length)
     tokens, targets, code, held = _find(window, document, source)
     size = _SIZES[code]
-    flags = (piece_start == 0) * BEGINS + (piece_start + length >= total) * ENDS + (code << CODE_SHIFT)
+    flags = (
+        (piece_start == 0) * BEGINS + (piece_start + length >= window.lengths[document]) * ENDS + (code << CODE_SHIFT)
+    )
     row_begin = packed.row_begin[start : stop + 1] - first
     heads = row_begin[:-1]
     arrays = (

@@ -40,7 +40,11 @@ def repack(window: Window, length: int, emitted: int, windows: Windows) -> Windo
         key=keyed_hash("repack", lane.window_key(window.epoch, window.first, window.offset), *chain),
     )
     assert again is not None, "a window of all there is needs no more lengths"
-    known = window.lengths if packing.long_documents != "truncate" else np.minimum(window.lengths, length)
+    allowed = window.lengths
+    if packing.long_documents == "truncate":
+        cut = (start + lengths == allowed[document]) & (lengths > packing.row_length)
+        allowed = allowed.copy()
+        allowed[document[cut]] = start[cut] + packing.row_length
     return window._replace(
         packed=packed._replace(
             document=document[again.document].astype(np.int32, copy=False),
@@ -48,7 +52,7 @@ def repack(window: Window, length: int, emitted: int, windows: Windows) -> Windo
             length=again.length,
             row_begin=again.row_begin,
         ),
-        lengths=known,
+        lengths=allowed,
         located={},
         chain=chain,
     )

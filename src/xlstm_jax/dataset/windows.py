@@ -47,7 +47,7 @@ class Window(NamedTuple):
     source_index: NDArray[np.int64]
     """[documents] place of each document in the source."""
     lengths: NDArray[np.int64]
-    """[documents] token counts, before `long_documents` applies."""
+    """[documents] tokens that rows may hold, after `long_documents` applied."""
     content: Documents | None
     """The documents themselves, where they had to be read to know their lengths."""
     next_first: int
@@ -148,8 +148,8 @@ class PlannedWindows:
         self._guess = used + used // 8 + 16
         touched = used + (packed.next_offset > 0)
         return Window(
-            epoch, first, offset, packed, ahead.source_index[:touched], ahead.lengths[:touched], None, first + used,
-            packed.next_offset, {},
+            epoch, first, offset, packed, ahead.source_index[:touched], self.packing.allowed(ahead.lengths[:touched]),
+            None, first + used, packed.next_offset, {},
         )  # fmt: skip
 
     def _look_ahead(self, epoch: int, first: int, stop: int) -> "_Ahead":
@@ -233,8 +233,8 @@ class StreamedWindows:
         next_first = first + used
         self._chunks = {at: chunk for at, chunk in self._chunks.items() if at[1] + self._chunk > next_first}
         return Window(
-            epoch, first, offset, packed, content.source_index, content.lengths, content, next_first,
-            packed.next_offset, {},
+            epoch, first, offset, packed, content.source_index, self.packing.allowed(content.lengths), content,
+            next_first, packed.next_offset, {},
         )  # fmt: skip
 
     def _look_ahead(self, epoch: int, first: int, stop: int) -> list[Documents]:
