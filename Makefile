@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+PEERS_PIP := .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check
 INTEROP_PIP := .venv-interop/bin/python -m pip install --quiet --disable-pip-version-check
 # A Python that was named is meant; the default takes whatever .venv there is.
 NAMED := $(if $(filter file,$(origin PYTHON)),,--same-python)
@@ -10,7 +11,7 @@ NAMED := $(if $(filter file,$(origin PYTHON)),,--same-python)
 TWO_CORES := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-interop lint format bench soak wheel clean environment-demo environment-dev
+.PHONY: help demo test test-interop lint format bench bench-quick bench-peers soak wheel clean environment-demo environment-dev
 
 help: ## show this list
 	@echo "make TARGET [PYTHON=python3.12], where TARGET is one of"
@@ -37,6 +38,12 @@ format: environment-dev ## mend what lint can mend
 bench: environment-dev ## speed, against Grain's own pipeline in the same run
 	$(BIN)/python benchmarks/bench.py
 
+bench-quick: environment-dev ## the ratios alone, in under a minute; fails where one falls far below what is asked
+	$(BIN)/python benchmarks/bench.py --quick
+
+bench-peers: .venv-peers/complete ## what a user would pick instead, in an environment of its own
+	.venv-peers/bin/python benchmarks/peers.py
+
 soak: environment-dev ## load for minutes, with kills at random moments
 	$(BIN)/python benchmarks/soak.py
 
@@ -44,7 +51,7 @@ wheel: environment-dev ## build the wheel, look inside, install it, load a batch
 	$(BIN)/python tools/check_wheel.py
 
 clean: ## remove all that these targets have made
-	rm -rf .venv .venv-interop .venv.lock .venv.log .demo .bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-interop .venv-peers .venv.lock .venv.log .demo .bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # PyTorch's CPU build where the package index offers it: the other one takes gigabytes.
 .venv-interop/complete: pyproject.toml
@@ -52,6 +59,13 @@ clean: ## remove all that these targets have made
 	$(INTEROP_PIP) --editable '.[tokenizers]'
 	$(INTEROP_PIP) 'torch==2.13.0+cpu' || $(INTEROP_PIP) torch
 	$(INTEROP_PIP) 'megatron-core>=0.16'
+	touch $@
+
+.venv-peers/complete: pyproject.toml
+	$(PYTHON) -m venv .venv-peers
+	$(PEERS_PIP) 'torch==2.13.0+cpu' || $(PEERS_PIP) torch
+	$(PEERS_PIP) numpy litdata
+	$(PEERS_PIP) mosaicml-streaming || echo "Mosaic's StreamingDataset cannot be installed here; it is left out."
 	touch $@
 
 environment-demo environment-dev:

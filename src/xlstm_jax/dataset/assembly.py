@@ -82,16 +82,15 @@ def assemble(
     length = formats[0].length
     shapes = [(rows, length)] * 6 + [(rows,)] * 2
     out = RowArrays(*(HostBuffers() if buffers is None else buffers).empty(shapes))
-    table = np.empty((len(runs), COLUMNS), np.int64)
+    table: list[tuple[int, ...]] = []
     held = []
-    for line, (at, (dataset, window, start, stop)) in enumerate(runs):
+    for at, (dataset, window, start, stop) in runs:
         how = formats[dataset]
         pieces, first = pieces_of(window, start, stop, sources[dataset], length)
         held.append(pieces)
-        table[line] = (
-            at, first, first + stop - start, *pieces.addresses, how.shift, how.eod_token_id, how.infer_segments,
-        )  # fmt: skip
-    fill(table, *out)
+        rule = how.shift, how.eod_token_id, how.infer_segments
+        table.append((at, first, first + stop - start, *pieces.addresses, *rule))
+    fill(np.array(table, np.int64).reshape(-1, COLUMNS), *out)
     return out
 
 

@@ -65,6 +65,7 @@ class RowStream:
         self._length = length
         self._windows = self._windows_of(length)
         self._ready.clear()
+        self._left = 0
         self._next = (self._cursor.epoch, self._cursor.document, self._cursor.offset)
         self._chain = self._cursor.chain
 
@@ -83,16 +84,13 @@ class RowStream:
 
     def available(self, count: int) -> int:
         """Rows that can still be taken, or `count` if there are as many; plans windows as far as that."""
-        rows = sum(window.rows for window in self._ready) - (self._cursor.row if self._ready else 0)
-        while rows < count:
+        while self._left < count:
             window = self._plan()
             if window is None:
-                return rows
-            if not self._ready:
-                # The rows of the cursor's own window that were taken before.
-                rows -= self._cursor.row
+                return self._left
+            # The rows of the cursor's own window that were taken before do not count.
+            self._left += window.rows - (0 if self._ready else self._cursor.row)
             self._ready.append(window)
-            rows += window.rows
         return count
 
     def take(self, dataset: int, count: int) -> list[RowRun]:
@@ -104,6 +102,7 @@ class RowStream:
             stop = min(window.rows, start + count)
             runs.append(RowRun(dataset, window, start, stop))
             count -= stop - start
+            self._left -= stop - start
             if stop < window.rows:
                 self._cursor = Cursor(window.epoch, window.first, window.offset, stop, window.chain)
             else:
