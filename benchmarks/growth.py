@@ -11,7 +11,7 @@ DOCUMENTS = 100_000
 
 
 def curves(folder: Path, big: Any, *, seconds: float, repeats: int) -> dict[str, dict[str, float]]:
-    """What grows → how far → nanoseconds per token."""
+    """What grows → how far → nanoseconds of processor time per token."""
     store = corpus.token_store(folder, DOCUMENTS)
     sources: dict[str, dict[str, tuple[list[Any], int, dict[str, Any]]]] = {
         "documents": {
@@ -30,7 +30,8 @@ def curves(folder: Path, big: Any, *, seconds: float, repeats: int) -> dict[str,
             for point, (made, length, options) in points.items()
         }
         print(f"growth: {what}", flush=True)
-        table[what] = {point: 1e9 / rate for point, rate in rates(pipelines, seconds=seconds, repeats=repeats).items()}
+        found = rates(pipelines, seconds=seconds, repeats=repeats)
+        table[what] = {point: 1e9 / rate.per_cpu_second for point, rate in found.items()}
     return table
 
 
@@ -46,7 +47,7 @@ def draw(table: dict[str, dict[str, float]], path: Path) -> None:
         axis.plot([int(point) for point in points], list(points.values()), "o-", color="#2a6f97")
         axis.set(xscale="log", xlabel=what, ylim=(0, None))
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("ns per token")
+    axes[0].set_ylabel("ns of one core per token")
     figure.suptitle("Cost per token, batches of 32 rows as jax arrays; each point is a median")
     figure.savefig(path, dpi=110)
     plt.close(figure)

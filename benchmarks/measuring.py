@@ -8,33 +8,42 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Pipeline = Callable[[], AbstractContextManager[Iterator[int]]]
 """Opens a pipeline: an iterator that takes a batch and gives the real tokens in it."""
 
 
-def rates(pipelines: Mapping[str, Pipeline], *, seconds: float, repeats: int) -> dict[str, float]:
-    """Name → median of tokens per second.
+class Rate(NamedTuple):
+    """Medians of one pipeline."""
+
+    per_second: float
+    """Tokens a second."""
+    per_cpu_second: float
+    """Tokens for each second of processor time: what is left of the rate where others use the machine too."""
+
+
+def rates(pipelines: Mapping[str, Pipeline], *, seconds: float, repeats: int) -> dict[str, Rate]:
+    """Name → medians of the rates of all repeats.
 
     Pipelines take turns, so that a machine that changes its speed changes it for all.
     """
-    measured: dict[str, list[float]] = {name: [] for name in pipelines}
+    measured: dict[str, list[Rate]] = {name: [] for name in pipelines}
     for repeat in range(repeats):
         for name, pipeline in pipelines.items():
             with pipeline() as batches:
                 for _ in range(10):
                     next(batches)
                 measured[name].append(_rate(batches, seconds))
-            print(f"  {repeat + 1}/{repeats} {name}: {measured[name][-1] / 1e6:.1f} M tokens/s", flush=True)
-    return {name: statistics.median(values) for name, values in measured.items()}
+            print(f"  {repeat + 1}/{repeats} {name}: {measured[name][-1].per_second / 1e6:.1f} M tokens/s", flush=True)
+    return {name: Rate(*map(statistics.median, zip(*values, strict=True))) for name, values in measured.items()}
 
 
-def _rate(batches: Iterator[int], seconds: float) -> float:
-    start, tokens = time.perf_counter(), 0
+def _rate(batches: Iterator[int], seconds: float) -> Rate:
+    start, cpu, tokens = time.perf_counter(), time.process_time(), 0
     while (spent := time.perf_counter() - start) < seconds:
         tokens += next(batches)
-    return tokens / spent
+    return Rate(tokens / spent, tokens / (time.process_time() - cpu))
 
 
 def best_of(work: Callable[[], Any], repeats: int = 9) -> float:
