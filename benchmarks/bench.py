@@ -63,14 +63,13 @@ def throughput(store: TokenStore, length: int, records: Path | None, *, seconds:
         }
         for name, rate in found.items()
     }
-    print(
-        f"\n{'context ' + str(length):<36}{'M tokens/s':>11}{'to Grain':>10}{'target':>8}{'per CPU s':>11}{'of copy':>9}"
-    )
+    heads = f"{'M tokens/s':>11}{'to Grain':>10}{'target':>8}{'per CPU s':>11}{'of copy':>9}"
+    title = f"context {length}"
+    print(f"\n{title:<36}{heads}")
     for name, row in table.items():
-        print(
-            f"{name:<36}{row['tokens per s'] / 1e6:>11.1f}{row['ratio to Grain']:>10.1f}{TARGETS.get(name, ''):>8}"
-            f"{row['ratio to Grain, per CPU s']:>11.1f}{row['share of copy limit']:>9.1%}"
-        )
+        ratio, per_cpu = row["ratio to Grain"], row["ratio to Grain, per CPU s"]
+        shown = f"{row['tokens per s'] / 1e6:>11.1f}{ratio:>10.1f}{TARGETS.get(name, ''):>8}{per_cpu:>11.1f}"
+        print(f"{name:<36}{shown}{row['share of copy limit']:>9.1%}")
     print(flush=True)
     return table
 

@@ -333,12 +333,18 @@ def _first_from(low: NDArray[np.uint64], high: NDArray[np.uint64], bit: int) -> 
 
 
 @kernel
+def _rest(length: int, row_length: int) -> int:
+    """What whole rows leave of a document; most documents are shorter than a row, and a division is slow."""
+    return length if length < row_length else length % row_length
+
+
+@kernel
 def _by_decreasing_length(lengths: NDArray[np.int64], documents: int, row_length: int, order: NDArray[np.int32]) -> int:
     """Write the documents that leave a piece shorter than a row into `order`, longest such piece first."""
     begin = np.zeros(row_length + 1, np.int32)
     for d in range(documents):
         # Bin of length l is row_length - l, shifted by one, so that sums become begins.
-        begin[row_length - lengths[d] % row_length] += 1
+        begin[row_length - _rest(lengths[d], row_length)] += 1
     count = documents - int(begin[row_length])
     total = 0
     for i in range(row_length + 1):
@@ -346,7 +352,7 @@ def _by_decreasing_length(lengths: NDArray[np.int64], documents: int, row_length
         begin[i] = total
         total += here
     for d in range(documents):
-        rest = lengths[d] % row_length
+        rest = _rest(lengths[d], row_length)
         if rest:
             order[begin[row_length - rest]] = d
             begin[row_length - rest] += 1
@@ -379,7 +385,7 @@ def _place_best_fit(lengths: NDArray[np.int64], row_length: int, rows: int, last
     at = opened
     for i in range(rest):
         d = order[i]
-        length = lengths[d] % row_length
+        length = _rest(lengths[d], row_length)
         free = _first_from(low, high, length)
         if free < 0:
             free, row = row_length, opened
