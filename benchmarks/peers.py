@@ -29,18 +29,17 @@ def tokens() -> np.ndarray:
 
 def litdata(folder: Path, blocks: np.ndarray) -> Iterator[Any]:
     """Blocks of LitData's `TokensLoader`, shuffled."""
-    import torch  # noqa: PLC0415
     from litdata import StreamingDataset, TokensLoader  # noqa: PLC0415
     from litdata.streaming.cache import Cache  # noqa: PLC0415
 
     cache = Cache(str(folder), chunk_bytes="64MB", item_loader=TokensLoader(block_size=LENGTH + 1))
     for number, block in enumerate(blocks):
-        cache[number] = torch.from_numpy(block)
+        cache[number] = block
     cache.done()
     cache.merge()
     dataset = StreamingDataset(str(folder), item_loader=TokensLoader(block_size=LENGTH + 1), shuffle=True)
     while True:
-        yield from (item.numpy() for item in dataset)
+        yield from (np.asarray(item) for item in dataset)
 
 
 def mosaic(folder: Path, blocks: np.ndarray) -> Iterator[Any]:
