@@ -189,7 +189,7 @@ def test_restoring_with_another_tokenizer_is_refused(manager):
         Job(documents, options={"operations": [Tokenizing("v2")]}).loader() as loader,
         pytest.raises(
             PositionError,
-            match=r"operations: saved \['test_checkpoint.Tokenizing:v1'\], now \['test_checkpoint.Tokenizing:v2'\]",
+            match=r"operations: saved \['Tokenizing:v1'\], now \['Tokenizing:v2'\]",
         ),
     ):
         restore(manager, 2, loader)

@@ -1,6 +1,7 @@
 """Mistakes that loaders are known for, and for each a test that fails where it is made: here or where it is named."""
 
 import ast
+import functools
 import importlib.util
 import json
 import logging
@@ -414,6 +415,35 @@ class Keep(grain.transforms.Map):
 
     def map(self, element):
         return element[: self.tokens]
+
+
+class Cut(grain.transforms.Map):
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def map(self, element):
+        return element[: self.tokens]
+
+
+def _cut(element, tokens):
+    return element[:tokens]
+
+
+def _cutting(tokens):
+    return lambda element: element[:tokens]
+
+
+@pytest.mark.parametrize("make", [Keep, Cut, _cutting, lambda tokens: functools.partial(_cut, tokens=tokens)])
+def test_a_position_of_operations_with_other_parameters_is_refused_however_they_are_written(make):
+    def job(tokens):
+        return Job({"d": Streamed(make_documents(0, 9, 9))}, options={"operations": [make(tokens)]})
+
+    with job(3).loader() as loader:
+        state = loader.get_state()
+    with job(3).loader() as loader:
+        loader.set_state(state)
+    with job(4).loader() as loader, pytest.raises(PositionError, match="dataset 'd', operations: saved"):
+        loader.set_state(state)
 
 
 def test_a_position_of_other_operations_or_of_a_changed_source_is_refused():

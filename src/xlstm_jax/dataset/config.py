@@ -237,13 +237,10 @@ def _holds_records(source: Any) -> bool:
 
 
 def _operation_identity(operation: Any) -> str:
-    """A name for what an operation does: its type or function, and its fingerprint or fields if it has any."""
-    named = operation if hasattr(operation, "__qualname__") else type(operation)
-    name = f"{named.__module__}.{named.__qualname__}"
+    """What a saved position keeps of an operation: its name, and its own fingerprint or a hash of its parameters.
+
+    Its code is no part of it, so that a run may go on with a function that has been mended.
+    """
+    kind = operation if hasattr(operation, "__qualname__") else type(operation)
     own = getattr(operation, "fingerprint", None)
-    if isinstance(own, str):
-        return f"{name}:{own}"
-    if dataclasses.is_dataclass(operation):
-        fields = [getattr(operation, field.name) for field in dataclasses.fields(operation)]
-        return f"{name}:{fingerprint_elements(1, lambda _: [fields])}"
-    return name
+    return f"{kind.__qualname__}:{own if isinstance(own, str) else fingerprint_elements(1, lambda _: [operation])}"

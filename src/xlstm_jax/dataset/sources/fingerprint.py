@@ -5,7 +5,10 @@ sources with the same documents in the same order agree; a changed document that
 the same is not noticed.
 """
 
+import dataclasses
+import functools
 import hashlib
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -68,8 +71,8 @@ def _hashed_tokens(tokens: NDArray[Any]) -> bytes:
     return tokens.astype("<i8").tobytes()
 
 
-def _encoded(element: Any) -> bytes:
-    """An element as bytes; equal elements of plain types give equal bytes in every process."""
+def _encoded(element: Any, inside: tuple[int, ...] = ()) -> bytes:
+    """An element as bytes; equal elements give equal bytes in every process. `inside`: what it is a part of."""
     match element:
         case str():
             return b"s" + element.encode("utf-8", "surrogatepass")
@@ -77,20 +80,56 @@ def _encoded(element: Any) -> bytes:
             return b"b" + element
         case None | bool() | int() | float():
             return b"p" + repr(element).encode()
-    return _encoded_compound(element)
+    if id(element) in inside:
+        return b"r"
+    return _encoded_compound(element, (*inside, id(element)))
 
 
-def _encoded_compound(element: Any) -> bytes:
+def _encoded_compound(element: Any, inside: tuple[int, ...]) -> bytes:
     if isinstance(element, Mapping):
         items = sorted((str(key), value) for key, value in element.items())
-        return b"m" + digest(*(part for key, value in items for part in (key.encode(), _encoded(value)))).encode()
+        return (
+            b"m" + digest(*(part for key, value in items for part in (key.encode(), _encoded(value, inside)))).encode()
+        )
     if isinstance(element, (list, tuple)):
-        return b"l" + digest(*map(_encoded, element)).encode()
+        return b"l" + digest(*(_encoded(part, inside) for part in element)).encode()
     if hasattr(element, "__array__"):
         array = np.asarray(element)
         if array.dtype.kind in "iu":
             return b"i" + repr(array.shape).encode() + array.astype("<i8").tobytes()
         if not array.dtype.hasobject:
             return b"a" + repr((array.dtype.str, array.shape)).encode() + array.tobytes()
-    # The representation of an arbitrary object may hold its address, so only its type is known to be stable.
-    return b"o" + f"{type(element).__module__}.{type(element).__qualname__}".encode()
+    kind = element if hasattr(element, "__qualname__") else type(element)
+    return b"o" + digest(kind.__qualname__.encode(), _encoded(_parameters(element), inside)).encode()
+
+
+def _parameters(element: Any) -> Any:
+    """What an object was made with, as far as it shows: its own fingerprint, else its values, never its code.
+
+    The representation of an object may hold its address, so it tells nothing.
+    """
+    own = getattr(element, "fingerprint", None)
+    if isinstance(own, str):
+        return own
+    if isinstance(element, functools.partial):
+        return [element.func, element.args, element.keywords]
+    if isinstance(element, types.FunctionType):
+        closure = [cell.cell_contents for cell in element.__closure__ or () if _is_filled(cell)]
+        return [element.__defaults__, element.__kwdefaults__, closure]
+    if isinstance(element, types.MethodType):
+        return element.__self__
+    if isinstance(element, (type, types.ModuleType)):
+        return None
+    if dataclasses.is_dataclass(element):
+        names = [field.name for field in dataclasses.fields(element)]
+    else:
+        names = [name for name in getattr(element, "__dict__", {}) if not name.startswith("_")]
+    return {name: getattr(element, name) for name in names}
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
