@@ -425,6 +425,12 @@ def test_row_lengths_that_would_change_unseen_at_a_restart_are_refused():
         assert [batch["inputs"].shape for batch in draw(loader, 2)] == [(4, 32), (4, 8)]
 
 
+def test_rows_that_would_become_too_short_for_a_document_are_refused_at_once():
+    job = Job({"a": [np.arange(12)]}, options={"long_documents": "error"}, schedules={"row_length_schedule": {50: 8}})
+    with pytest.raises(ValueError, match="a document of 12 tokens, longer than rows of 8"):
+        job.loader()
+
+
 # --- Mixtures as data ----------------------------------------------------------------------------------------------
 
 FILES = {

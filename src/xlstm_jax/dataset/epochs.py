@@ -1,6 +1,7 @@
 """How many rows and tokens an epoch of a dataset has."""
 
-from typing import NamedTuple
+import threading
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from xlstm_jax.dataset.config import DatasetConfig
 from xlstm_jax.dataset.sources import length_chunks
 from xlstm_jax.dataset.windows import LaneSlice, PlannedWindows
 
-__all__ = ["EpochSize", "count_epoch", "fewest_rows", "tokens_of_epoch"]
+__all__ = ["EpochSize", "EpochSizes", "count_epoch", "fewest_rows", "tokens_of_epoch"]
 
 
 class EpochSize(NamedTuple):
@@ -52,3 +53,35 @@ def tokens_of_epoch(dataset: DatasetConfig, row_length: int) -> int:
         )
         tokens += int(kept.sum())
     return tokens
+
+
+class EpochSizes:
+    """Sizes of first epochs, each counted once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[tuple[Any, ...], EpochSize] = {}
+        self._tokens: dict[tuple[str, int], int] = {}
+
+    def tokens(self, dataset: DatasetConfig, row_length: int) -> int:
+        """See `tokens_of_epoch`."""
+        key = (dataset.name, row_length)
+        if key not in self._tokens:
+            self._tokens[key] = tokens_of_epoch(dataset, row_length)
+        return self._tokens[key]
+
+    def count(
+        self, dataset: DatasetConfig, window_rows: int, row_length: int, num_shards: int, endless: bool
+    ) -> EpochSize:
+        """See `count_epoch`."""
+        key = (dataset.name, window_rows, row_length, num_shards, endless)
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = count_epoch(
+                    dataset,
+                    window_rows=window_rows,
+                    row_length=row_length,
+                    num_shards=num_shards,
+                    endless=endless,
+                )
+            return self._known[key]

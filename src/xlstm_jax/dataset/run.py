@@ -1,14 +1,13 @@
 """A run: datasets, mixture, batch sizes and row lengths; turns a position into a plan of batches, and back."""
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from xlstm_jax.dataset.config import DatasetConfig
-from xlstm_jax.dataset.epochs import EpochSize, count_epoch, tokens_of_epoch
+from xlstm_jax.dataset.epochs import EpochSize, EpochSizes
 from xlstm_jax.dataset.lanes import Cursor, Lane, Rounds, RowStream
 from xlstm_jax.dataset.lengths import LeftOut
 from xlstm_jax.dataset.mixing import MixtureSequence, integer_weights
@@ -59,6 +58,7 @@ class Run:
         if len(shards) > 1:
             raise ValueError(f"All datasets of a mixture need the same num_shards, got {sorted(shards)}.")
         self.mixture.schedule(names)
+        self._check_long_documents()
         if not self.planned:
             self._check_streamed()
 
@@ -68,8 +68,20 @@ class Run:
         return self.mixture.schedule([dataset.name for dataset in self.datasets])
 
     @cached_property
-    def _epochs(self) -> "_Epochs":
-        return _Epochs()
+    def _epochs(self) -> EpochSizes:
+        return EpochSizes()
+
+    def _check_long_documents(self) -> None:
+        shortest = min(self.timeline.rows.lengths.values)
+        for dataset in self.datasets:
+            if not dataset.planned or dataset.long_documents != "error":
+                continue
+            longest = dataset.source.length_summary.longest
+            if longest > shortest:
+                raise ValueError(
+                    f"Dataset {dataset.name!r} holds a document of {longest} tokens, longer than rows of {shortest} of "
+                    'row_length_schedule; pass long_documents="split", "truncate" or "drop".'
+                )
 
     def _check_streamed(self) -> None:
         """Streamed data: a host owns whole lanes, and each lane gives the same number of rows to every batch."""
@@ -271,33 +283,3 @@ class Run:
     @cached_property
     def _left_out(self) -> dict[str, LeftOut]:
         return {dataset.name: LeftOut(dataset.name) for dataset in self.datasets}
-
-
-class _Epochs:
-    """Sizes of first epochs, each counted once."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._known: dict[tuple[Any, ...], EpochSize] = {}
-        self._tokens: dict[tuple[str, int], int] = {}
-
-    def tokens(self, dataset: DatasetConfig, row_length: int) -> int:
-        key = (dataset.name, row_length)
-        if key not in self._tokens:
-            self._tokens[key] = tokens_of_epoch(dataset, row_length)
-        return self._tokens[key]
-
-    def count(
-        self, dataset: DatasetConfig, window_rows: int, row_length: int, num_shards: int, endless: bool
-    ) -> EpochSize:
-        key = (dataset.name, window_rows, row_length, num_shards, endless)
-        with self._lock:
-            if key not in self._known:
-                self._known[key] = count_epoch(
-                    dataset,
-                    window_rows=window_rows,
-                    row_length=row_length,
-                    num_shards=num_shards,
-                    endless=endless,
-                )
-            return self._known[key]
