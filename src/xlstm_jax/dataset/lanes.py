@@ -264,6 +264,10 @@ class Lane:
             return self.streams[0].available(count)
         while len(self._ahead) < count:
             number = self._next_round + len(self._ahead)
+            if number < self._rounds.first:
+                return len(
+                    self._ahead
+                )  # The lane has ended: rounds are forgotten once all that go on have passed them.
             dataset = self._rounds.dataset(number, self._number)
             if not self._goes_on(dataset):
                 left = [d for d in self._drawn if self._goes_on(d)]
