@@ -2,6 +2,8 @@
 
 import copy
 import json
+import sys
+import threading
 from dataclasses import dataclass
 
 import grain
@@ -287,6 +289,31 @@ def test_the_position_is_that_of_the_last_delivered_batch_whatever_was_prefetche
         draw(plain, 3)
         draw(ahead, 3)
         assert plain.get_state() == ahead.get_state()
+
+
+def test_any_thread_may_ask_for_the_position_and_gets_that_of_a_delivered_batch():
+    job = Job(mixture(), batch=32, shards=16, weights=[3, 2, 1])
+    after, asked, done = [], [], threading.Event()
+
+    def ask(loader):
+        while not done.is_set():
+            asked.append(loader.get_state())
+
+    interval = sys.getswitchinterval()
+    with job.loader() as loader:
+        thread = threading.Thread(target=ask, args=(loader,))
+        sys.setswitchinterval(1e-6)
+        try:
+            thread.start()
+            for _ in range(40):
+                draw(loader, 1)
+                after.append(loader.get_state())
+        finally:
+            done.set()
+            thread.join()
+            sys.setswitchinterval(interval)
+    delivered = {json.dumps(state | {"passes": 0}) for state in [job.loader().get_state(), *after]}
+    assert {json.dumps(state | {"passes": 0}) for state in asked} <= delivered
 
 
 def test_fields_of_batches_are_those_of_the_batch_class():

@@ -1,6 +1,7 @@
 """How far a run has come: the position of the last delivered batch, the stages so far, the epochs seen."""
 
 import dataclasses
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ __all__ = ["Progress"]
 class Progress:
     """The position of the last delivered batch, kept up as batches are delivered; and the stages so far.
 
+    Any thread may ask, as one that writes checkpoints does: what it is told is where the run stood after some batch.
+
     Args:
         run: The run.
         position: Where it stands.
@@ -24,6 +27,7 @@ class Progress:
 
     def __init__(self, run: Run, position: Position, history: Sequence[Mapping[str, Any]] = ()) -> None:
         self._run = run
+        self._lock = threading.Lock()
         self._position = position
         self._cursors = {name: list(dataset.cursors) for name, dataset in position.datasets.items()}
         self._names = [dataset.name for dataset in run.datasets]
@@ -34,6 +38,10 @@ class Progress:
 
     def deliver(self, after: Standing) -> None:
         """Move on to where the lanes stand after a batch."""
+        with self._lock:
+            self._deliver(after)
+
+    def _deliver(self, after: Standing) -> None:
         for (dataset, lane), cursor in after.moved.items():
             self._cursors[self._names[dataset]][lane] = cursor
         position, stage = self._position, after.stage
@@ -43,7 +51,7 @@ class Progress:
                 position.stage, number=stage.number, in_mixture=stage.in_mixture, start=stage.start
             )
             weights = dict(zip(self._names, stage.weights, strict=True))
-            self._history.append(self._record(dataclasses.replace(self.position, stage=began, weights=weights)))
+            self._history.append(self._record(dataclasses.replace(self._snapshot(), stage=began, weights=weights)))
         self._drawn = [had + more for had, more in zip(self._drawn, after.drawn, strict=True)]
         self._position = dataclasses.replace(
             position,
@@ -64,13 +72,14 @@ class Progress:
         Whole windows count by their documents. The rows of a window that is not finished count by their positions,
         where the mean length of documents is known, and else not at all.
         """
-        return {dataset.name: self._epochs_of(dataset) for dataset in self._run.datasets}
+        position = self.position
+        return {dataset.name: self._epochs_of(dataset, position) for dataset in self._run.datasets}
 
-    def _epochs_of(self, dataset: DatasetConfig) -> float:
-        length = self._position.row_length
+    def _epochs_of(self, dataset: DatasetConfig, position: Position) -> float:
+        length = position.row_length
         mean = self._run.tokens_of_epoch(dataset, length) / len(dataset.source) if dataset.planned else 0
         documents = read = 0.0
-        for lane, cursor in enumerate(self._cursors[dataset.name]):
+        for lane, cursor in enumerate(position.datasets[dataset.name].cursors):
             if cursor is None:
                 continue
             size = self._run.lane_slice(dataset, lane, endless=dataset.num_epochs is None).size(cursor.epoch)
@@ -84,7 +93,8 @@ class Progress:
 
     def begin_pass(self, number: int) -> None:
         """Begin a pass, when so many have ended."""
-        self._position = dataclasses.replace(self._position, passes=number)
+        with self._lock:
+            self._position = dataclasses.replace(self._position, passes=number)
 
     @property
     def standing(self) -> Position:
@@ -94,6 +104,10 @@ class Progress:
     @property
     def position(self) -> Position:
         """Where the run stands."""
+        with self._lock:
+            return self._snapshot()
+
+    def _snapshot(self) -> Position:
         datasets: dict[str, Any] = {
             name: dataclasses.replace(dataset, cursors=tuple(self._cursors[name]))
             for name, dataset in self._position.datasets.items()
