@@ -168,6 +168,54 @@ def test_restoring_with_other_data_or_settings_is_refused_and_names_the_field(ma
         restore(manager, 2, loader)
 
 
+@pytest.mark.parametrize(
+    ("cursors", "message"),
+    [
+        ([[0, 0, 0, 0]], "1 cursors of 'web' for 2 lanes"),
+        ([[0, -5, 0, 0], [0, 0, 0, 0]], r"the cursor \[0, -5, 0, 0\]"),
+        ([[0, 31, 0, 0], [0, 0, 0, 0]], "document 31 of the 30 of dataset 'web', epoch 0, lane 0"),
+        ([[0, 0, 0, 99], [0, 0, 0, 0]], "behind 99 rows of a window that has "),
+        ([[0, 0, 0, 99, 16, 1], [0, 0, 0, 0]], "behind 99 rows of a window that has "),
+        ([[0, 30, 0, 1], [0, 0, 0, 0]], "behind 1 rows of a window that has "),
+    ],
+)
+def test_a_position_that_no_run_can_have_is_refused(cursors, message):
+    with make_job(shards=2).loader() as loader:
+        state = json.loads(json.dumps(loader.get_state()))
+        state["datasets"]["web"]["cursors"] = cursors
+        with pytest.raises(PositionError, match=message):
+            go_on(loader, state)
+
+
+def go_on(loader, state):
+    loader.set_state(state)
+    draw(loader, 1)
+
+
+class Forgetful:
+    """Documents that are shorter when they are read again."""
+
+    def __init__(self, documents):
+        self.documents, self.kept = documents, None
+
+    def __len__(self):
+        return len(self.documents)
+
+    def __getitem__(self, index):
+        return self.documents[index][: self.kept]
+
+
+def test_going_on_in_documents_that_are_no_longer_what_they_were_is_refused():
+    source = Forgetful(make_documents(0, 60, 40))
+    with Job({"web": source}, bins=16).loader() as loader:
+        draw(loader, 3)
+        state = loader.get_state()
+        source.kept = 1
+        loader.set_state(state)
+        with pytest.raises(PositionError, match="behind 12 rows of a window that has "):
+            draw(loader, 1)
+
+
 def test_restoring_with_another_seed_is_refused(manager):
     documents = make_documents(0, 60, 40)
     arguments = (0, 1, one_device_mesh(), documents, 4, 16, True)

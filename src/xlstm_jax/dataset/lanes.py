@@ -12,7 +12,11 @@ from xlstm_jax.dataset.order import keyed_hash, keyed_permutation
 from xlstm_jax.dataset.repacking import repack
 from xlstm_jax.dataset.windows import Window, Windows
 
-__all__ = ["Cursor", "Lane", "Rounds", "RowRun", "RowStream", "turns"]
+__all__ = ["Cursor", "Lane", "PositionError", "Rounds", "RowRun", "RowStream", "turns"]
+
+
+class PositionError(ValueError):
+    """A saved position does not fit the loader that is to resume from it."""
 
 
 class Cursor(NamedTuple):
@@ -67,7 +71,7 @@ class RowStream:
         self._ready.clear()
         self._left = 0
         self._next = (self._cursor.epoch, self._cursor.document, self._cursor.offset)
-        self._chain = self._cursor.chain
+        self._had = self._cursor.chain, self._cursor.row
 
     def change_length(self, length: int) -> bool:
         """Go on in rows of another length; tells whether that changed the cursor."""
@@ -135,13 +139,24 @@ class RowStream:
 
     def _read(self, epoch: int, first: int, offset: int) -> Window | None:
         """The window that begins here, at the row length in force."""
-        lengths, emitted = [*self._chain[::2], self._length], self._chain[1::2]
-        self._chain = ()
-        window = self._windows_of(lengths[0]).read(epoch, first, offset) if emitted else None
+        (chain, row), self._had = self._had, ((), 0)
+        lengths, emitted = [*chain[::2], self._length], chain[1::2]
+        windows = self._windows_of(lengths[0]) if emitted else self._windows
+        window = windows.read(epoch, first, offset)
         for rows, before, after in zip(emitted, lengths, lengths[1:], strict=False):
-            assert window is not None, "a cursor stands in a window"
-            window = repack(window, before, rows, self._windows_of(after))
-        return window or self._windows.read(epoch, first, offset)
+            window = repack(self._goes_beyond(window, rows), before, rows, self._windows_of(after))
+        return self._goes_beyond(window, row) if row else window
+
+    def _goes_beyond(self, window: Window | None, rows: int) -> Window:
+        """The window that a cursor stands in, behind so many of its rows."""
+        if window is None or rows >= window.rows:
+            raise PositionError(
+                f"{self._label}: the position stands behind {rows} rows of a window that has "
+                f"{window.rows if window else 0}, so its documents are no longer what they were, or the position is "
+                "damaged. Operations must give the same for the same document and the random generator that they get; "
+                "mend what changed, or restore an earlier checkpoint."
+            )
+        return window
 
 
 class Rounds:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from xlstm_jax.dataset.lanes import Cursor
+from xlstm_jax.dataset.lanes import Cursor, PositionError
 from xlstm_jax.dataset.schedule import BEGIN, Moment
 
 __all__ = [
@@ -22,10 +22,6 @@ __all__ = [
 ]
 
 VERSION = 1
-
-
-class PositionError(ValueError):
-    """A saved position does not fit the loader that is to resume from it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +154,9 @@ class Position:
     @classmethod
     def _parse(cls, state: Mapping[str, Any]) -> "Position":
         entries, shared, stage = state["datasets"], state["settings"], state["mixture"]
+        for name, entry in (entries | state.get("retired", {})).items():
+            if len(entry["cursors"]) != state["num_shards"]:
+                raise ValueError(f"{len(entry['cursors'])} cursors of {name!r} for {state['num_shards']} lanes")
         shares = {name: [int(n) for n in entry["shares"]] for name, entry in entries.items()}
         return cls(
             moment=Moment(*(int(state[unit]) for unit in Moment._fields)),
@@ -194,6 +193,8 @@ def cursor_from_json(numbers: Sequence[int] | None) -> Cursor | None:
     if numbers is None:
         return None
     epoch, document, offset, row, *chain = map(int, numbers)
+    if min(numbers) < 0:
+        raise ValueError(f"the cursor {list(numbers)}")
     return Cursor(epoch, document, offset, row, tuple(chain))
 
 

@@ -47,7 +47,19 @@ def resume(run: Run, saved: Position, appended: Collection[str] = ()) -> tuple[R
             "The saved position does not fit this loader:\n  " + "\n  ".join(wrong) + "\n"
             "Make the loader with the saved settings, or start a new run."
         )
+    _refuse_documents_that_no_lane_has(run, saved)
     return run, _adapt(run, saved)
+
+
+def _refuse_documents_that_no_lane_has(run: Run, saved: Position) -> None:
+    for dataset in run.datasets:
+        for lane, cursor in enumerate(saved.known[dataset.name].cursors if dataset.name in saved.known else ()):
+            part = run.lane_slice(dataset, lane, endless=dataset.num_epochs is None)
+            if cursor is not None and cursor.document > part.size(cursor.epoch):
+                raise PositionError(
+                    f"The position is damaged: it stands at document {cursor.document} of the "
+                    f"{part.size(cursor.epoch)} of {part.label(cursor.epoch)}. Restore an earlier checkpoint."
+                )
 
 
 def _grow(run: Run, saved: Position, appended: Collection[str]) -> Position:
