@@ -14,6 +14,7 @@ import processes
 from loading import Job, Streamed, assert_same, draw, make_documents
 from xlstm_jax.dataset import (
     PositionError,
+    RecordError,
     dataloading_host,
     make_grain_multihost_iterator,
     open_source,
@@ -83,21 +84,32 @@ def load_in_a_process() -> dict:
     return report
 
 
-def damaged_job(file: str) -> Job:
+BAD_LINES = [3, 40, 41, 119]
+
+
+def damaged_job(file: str, max_skipped: int = 20, num_epochs: int = 2) -> Job:
     """Documents in a file of which some lines are bad."""
-    source = open_source(file, column="tokens", max_skipped=20)
-    return make_job(datasets={"damaged": source}, weights=None, batch=12, num_epochs=2, drop_remainder=False)
+    source = open_source(file, column="tokens", max_skipped=max_skipped)
+    return make_job(datasets={"damaged": source}, weights=None, batch=12, num_epochs=num_epochs, drop_remainder=False)
 
 
-def load_damaged_in_a_process(file: str) -> list:
-    """What this process holds of all batches of damaged data, saved and resumed on the way."""
+def load_damaged_in_a_process(file: str) -> dict:
+    """What this process holds of all batches of damaged data, saved and resumed on the way; and what was skipped."""
     mesh = meshes.make_mesh("one axis")
     with meshes.make_loader(damaged_job(file), *mesh) as loader:
         held = [meshes.held(batch) for batch in meshes.take(loader, 3)]
         state = loader.get_state()
     with meshes.make_loader(damaged_job(file), *mesh) as loader:
         loader.set_state(state)
-        return held + [meshes.held(batch) for batch in meshes.take(loader, MANY)]
+        held += [meshes.held(batch) for batch in meshes.take(loader, MANY)]
+        skipped = loader.get_state()["datasets"]["damaged"]["skipped"]
+    with meshes.make_loader(damaged_job(file, max_skipped=3, num_epochs=1), *mesh) as loader:
+        meshes.take(loader, MANY)
+        try:
+            refused = str(loader.get_state())
+        except RecordError as error:
+            refused = str(error)
+    return {"held": held, "skipped": skipped, "refused": refused}
 
 
 def foreign_loader():
@@ -199,12 +211,17 @@ def test_all_processes_end_at_the_same_step_with_the_batches_of_one_process(repo
 def test_bad_records_are_left_out_alike_on_all_processes_and_after_a_resume(tmp_path, count):
     file = tmp_path / "documents.jsonl"
     lines = [json.dumps({"tokens": document.tolist()}) for document in make_documents(5, 120, 40)]
-    for bad in (3, 40, 41, 119):
+    for bad in BAD_LINES:
         lines[bad] = lines[bad][:-5]
     file.write_text("\n".join(lines) + "\n")
     options = {"devices": meshes.DEVICES // count, "timeout_s": 60, "file": str(file)}
     reports = processes.run("test_processes_streamed.load_damaged_in_a_process", count, tmp_path, **options)
-    assert_same(meshes.put_all_together(reports), draw(damaged_job(str(file)).loader(), MANY))
+    assert_same(
+        meshes.put_all_together(report["held"] for report in reports), draw(damaged_job(str(file)).loader(), MANY)
+    )
+    assert [report["skipped"] for report in reports] == [BAD_LINES] * count
+    # No process has skipped more than three itself.
+    assert all("All processes together have skipped 4 bad records" in report["refused"] for report in reports)
 
 
 def test_foreign_datasets_resume_on_as_many_processes_each_with_its_own_state(tmp_path):

@@ -295,6 +295,67 @@ def test_batches_with_skipped_records_are_the_same_on_any_hosts_and_after_a_resu
     assert source.skipped == 2
 
 
+BAD = (300, 900, 1500, 2100, 2700, 3300)
+
+
+def job_of_many_bad_records(folder, max_skipped, **changes):
+    """6 of 4000 documents are bad, in order; a row holds one of them."""
+    path = folder / "many.jsonl"
+    if not path.exists():
+        lines = json_lines({"text": f"document {n}"} for n in range(4000)).splitlines(keepends=True)
+        for bad in BAD:
+            lines[bad] = b"no JSON\n"
+        path.write_bytes(b"".join(lines))
+    options = {"batch": 4, "length": 32, "packing": None, "bins": 1, "num_epochs": 2, "shuffle": False}
+    source = JsonLinesSource(path, max_skipped=max_skipped)
+    return Job({"a": source}, **(options | {"options": {"operations": [as_tokens]}} | changes))
+
+
+def batches_before_an_error(job, state=None):
+    """How many batches come before the error, what it says, and the position there."""
+    count = 0
+    with job.loader() as loader:
+        if state is not None:
+            loader.set_state(state)
+        try:
+            for _ in iter(lambda: draw(loader, 1), []):
+                count += 1
+        except RecordError as error:
+            return count, str(error), loader.get_state()
+    raise AssertionError("no error")
+
+
+@pytest.mark.parametrize(
+    "workers",
+    [{}, {"workers": 2, "prefetch": 3}, {"workers": 2, "schedules": {"use_thread_prefetch": True}}],
+    ids=["none", "processes", "threads"],
+)
+def test_a_run_skips_so_many_records_and_no_more_whatever_reads_them(workers, tmp_path, caplog):
+    job = job_of_many_bad_records(tmp_path, 3, **workers)
+    count, words, state = batches_before_an_error(job)
+    # Document 2100 is the fourth: before it lie 2097 rows.
+    assert (count, state["datasets"]["a"]["skipped"]) == (2097 // 4, list(BAD[:3]))
+    assert "Record 2100 of " in words
+    assert job.datasets["a"].skipped == caplog.text.count("Skipped a bad record") == 3
+
+
+def test_the_bound_holds_for_a_run_and_not_for_each_of_its_starts(tmp_path):
+    with job_of_many_bad_records(tmp_path, 3).loader() as loader:
+        draw(loader, 300)
+        state = loader.get_state()
+    assert state["datasets"]["a"]["skipped"] == list(BAD[:2])
+    count, _, end = batches_before_an_error(job_of_many_bad_records(tmp_path, 3), state)
+    assert (300 + count, end["datasets"]["a"]["skipped"]) == (2097 // 4, list(BAD[:3]))
+    assert batches_before_an_error(job_of_many_bad_records(tmp_path, 3), end)[0] == 0
+
+
+def test_a_record_that_every_epoch_skips_counts_once(tmp_path):
+    job = job_of_many_bad_records(tmp_path, 6, shards=2, shuffle=True)
+    with job.loader() as loader:
+        assert len(draw(loader, 4000)) > 1.9 * 4000 // 4
+        assert loader.get_state()["datasets"]["a"]["skipped"] == list(BAD)
+
+
 def test_the_loader_names_file_and_record_of_what_it_could_not_read(tmp_path):
     source = streamed_with_bad_records(tmp_path)
     job = Job({"a": JsonLinesSource(source._files)}, num_epochs=1, options={"operations": [as_tokens]})

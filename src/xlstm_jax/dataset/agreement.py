@@ -67,20 +67,27 @@ def own_part(position: Position, lanes: Sequence[int]) -> dict[str, Any]:
             name: [cursor_to_json(dataset.cursors[lane]) for lane in lanes]
             for name, dataset in position.datasets.items()
         },
+        "skipped": {name: sorted(dataset.skipped) for name, dataset in position.datasets.items()},
     }
 
 
 def join_positions(position: Position, parts: Sequence[Mapping[str, Any]]) -> Position:
     """The position of the run, from that of one process and the parts of all."""
     cursors = {name: list(dataset.cursors) for name, dataset in position.datasets.items()}
+    skipped = {name: dataset.skipped for name, dataset in position.datasets.items()}
     # Processes that read the same lanes say the same of them.
     for part in parts:
         for at, lane in enumerate(part["lanes"]):
             for name, of_dataset in part["cursors"].items():
                 cursors[name][lane] = cursor_from_json(of_dataset[at])
+        for name, documents in part["skipped"].items():
+            skipped[name] |= frozenset(documents)
     return replace(
         position,
-        datasets={name: replace(old, cursors=tuple(cursors[name])) for name, old in position.datasets.items()},
+        datasets={
+            name: replace(old, cursors=tuple(cursors[name]), skipped=skipped[name])
+            for name, old in position.datasets.items()
+        },
     )
 
 

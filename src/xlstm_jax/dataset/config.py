@@ -17,6 +17,7 @@ from xlstm_jax.dataset.order import Order
 from xlstm_jax.dataset.packing import LongDocuments, Packing, Rule, default_rows
 from xlstm_jax.dataset.sources import MemorySource, fingerprint_of, is_planned
 from xlstm_jax.dataset.sources.fingerprint import fingerprint_elements
+from xlstm_jax.dataset.sources.records import skipping_of
 from xlstm_jax.dataset.transforms import DocumentReader, check_operations
 
 __all__ = ["DEFAULT_NAME", "DatasetConfig", "named_apart"]
@@ -81,7 +82,8 @@ class DatasetConfig:
             check_lengths(self.source, self.name, self.row_length, self.long_documents)
         elif not self.operations:
             # What lacks an operation shows at the first document.
-            self.reader.read(0, np.zeros(1, dtype=np.int64))
+            for document, error in self.reader.read(0, np.zeros(1, dtype=np.int64)).skipped:
+                skipping_of(self.source).skip(document, error)
 
     @property
     def planned(self) -> bool:

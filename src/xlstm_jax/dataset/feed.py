@@ -196,6 +196,7 @@ class RowFeed:
         position = self._progress.position
         if self._spread:
             position = join_positions(position, gather_json(own_part(position, self._lanes)))
+            self._run.refuse_skipped(position)
         return position.to_json()
 
     def set_state(self, state: Mapping[str, Any], appended: Collection[str]) -> None:

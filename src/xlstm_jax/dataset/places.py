@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from xlstm_jax.dataset.lanes import Cursor, Lane, Rounds, RowRun, turns
 from xlstm_jax.dataset.mixing import MixtureSequence, integer_weights
 from xlstm_jax.dataset.schedule import Moment
+from xlstm_jax.dataset.sources.records import Skipping
 from xlstm_jax.dataset.timeline import Timeline
 
 __all__ = ["BatchPlan", "Diet", "PlacedRun", "Planner", "StageStanding", "Standing", "rounds_at"]
@@ -54,6 +55,8 @@ class Standing(NamedTuple):
     """Rows of each dataset in this batch; of streamed data as dealt out, with the padding rows of ended lanes."""
     moved: Mapping[tuple[int, int], Cursor]
     """(dataset, lane) → cursor, for the streams that moved in this batch."""
+    skipped: tuple[frozenset[int], ...] = ()
+    """Bad records of each dataset up to here; of streamed data."""
 
 
 class BatchPlan(NamedTuple):
@@ -103,11 +106,20 @@ class Planner:
         standing: Where to begin.
         pad_ended_lanes: Whether a lane that has ended gives padding rows until all have ended (streamed data), instead
             of leaving its places to the others (planned data).
+        skipping: What counts the bad records of each dataset, as windows are read (streamed data).
     """
 
     def __init__(
-        self, lanes: Sequence[Lane | None], rounds: Rounds, diet: Diet, standing: Standing, *, pad_ended_lanes: bool
+        self,
+        lanes: Sequence[Lane | None],
+        rounds: Rounds,
+        diet: Diet,
+        standing: Standing,
+        *,
+        pad_ended_lanes: bool,
+        skipping: Sequence[Skipping] = (),
     ) -> None:
+        self._skipping = skipping
         self._lanes = lanes
         self._rounds = rounds
         self._diet = diet
@@ -244,4 +256,5 @@ class Planner:
         else:
             for _, run in runs:
                 drawn[run.dataset] += run.stop - run.start
-        return Standing(moment, place, self._row_length, stage, tuple(drawn), moved)
+        skipped = tuple(skipping.documents for skipping in self._skipping)
+        return Standing(moment, place, self._row_length, stage, tuple(drawn), moved, skipped)

@@ -32,6 +32,8 @@ class DatasetPosition:
     """[num_shards] None where this process does not know the lane's cursor."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What decides the order of the dataset's rows."""
+    skipped: frozenset[int] = frozenset()
+    """Places, in the source, of the bad records that its windows held so far; at most `max_skipped` of them."""
 
     @property
     def earlier(self) -> tuple[tuple[int, int], ...]:
@@ -49,7 +51,8 @@ class DatasetPosition:
         """Read what `Position.to_json` writes of one dataset, the shared settings among it."""
         return cls(
             cursors=tuple(map(cursor_from_json, entry["cursors"])),
-            settings={key: value for key, value in entry.items() if key not in {"cursors", "shares"}},
+            settings={key: value for key, value in entry.items() if key not in {"cursors", "shares", "skipped"}},
+            skipped=frozenset(map(int, entry.get("skipped", ()))),
         )
 
 
@@ -115,6 +118,7 @@ class Position:
                     **own[name],
                     "shares": [self.weights[name], self.counts[name], self.drawn[name]],
                     "cursors": [cursor_to_json(cursor) for cursor in dataset.cursors],
+                    **({"skipped": sorted(dataset.skipped)} if dataset.skipped else {}),
                 }
                 for name, dataset in self.datasets.items()
             },

@@ -7,7 +7,7 @@ from typing import Any
 
 from xlstm_jax.dataset.config import DatasetConfig
 from xlstm_jax.dataset.places import Standing
-from xlstm_jax.dataset.position import Position
+from xlstm_jax.dataset.position import DatasetPosition, Position
 from xlstm_jax.dataset.run import Run
 from xlstm_jax.dataset.schedule import BEGIN
 
@@ -63,7 +63,17 @@ class Progress:
             ),
             weights=dict(zip(self._names, stage.weights, strict=True)),
             counts=dict(zip(self._names, stage.counts, strict=True)),
+            datasets=self._with_skipped(after.skipped),
         )
+
+    def _with_skipped(self, skipped: Sequence[frozenset[int]]) -> Mapping[str, DatasetPosition]:
+        datasets = self._position.datasets
+        if all(datasets[name].skipped == bad for name, bad in zip(self._names, skipped, strict=False)):
+            return datasets
+        return {
+            name: dataclasses.replace(datasets[name], skipped=bad)
+            for name, bad in zip(self._names, skipped, strict=True)
+        }
 
     @property
     def epochs_seen(self) -> dict[str, float]:

@@ -15,6 +15,7 @@ from xlstm_jax.dataset.mixture import Mixture
 from xlstm_jax.dataset.places import Diet, Planner, StageStanding, Standing, rounds_at
 from xlstm_jax.dataset.position import DatasetPosition, Position, PositionError, StagePosition
 from xlstm_jax.dataset.schedule import BEGIN, Moment, Schedule
+from xlstm_jax.dataset.sources.records import Skipping, skipping_of
 from xlstm_jax.dataset.timeline import Timeline
 from xlstm_jax.dataset.windows import ChunkReader, LaneSlice, PlannedWindows, StreamedWindows, Windows
 
@@ -229,8 +230,13 @@ class Run:
             stage = StageStanding(number, index, start, weights, counts)
         next_rounds = rounds_at(place, stage.start, stage.weights, shards)
         rounds = Rounds(MixtureSequence(stage.weights, stage.counts), shards, start=stage.start, first=min(next_rounds))
+        skipping = (
+            {}
+            if self.planned
+            else {d.name: skipping_of(d.source, position.datasets[d.name].skipped) for d in self.datasets}
+        )
         built = [
-            Lane(lane, self._streams(lane, position, readers, one_epoch), rounds, next_rounds[lane])
+            Lane(lane, self._streams(lane, position, readers, skipping, one_epoch), rounds, next_rounds[lane])
             if lane in lanes
             else None
             for lane in range(shards)
@@ -244,10 +250,17 @@ class Run:
             self.mixture.when_one_ends == "stop",
         )
         standing = Standing(position.moment, place, position.row_length, stage, (), {})
-        return Planner(built, rounds, diet, standing, pad_ended_lanes=not self.planned)
+        return Planner(
+            built, rounds, diet, standing, pad_ended_lanes=not self.planned, skipping=list(skipping.values())
+        )
 
     def _streams(
-        self, lane: int, position: Position, readers: Mapping[str, ChunkReader], one_epoch: bool
+        self,
+        lane: int,
+        position: Position,
+        readers: Mapping[str, ChunkReader],
+        skipping: Mapping[str, Skipping],
+        one_epoch: bool,
     ) -> list[RowStream]:
         streams = []
         for dataset in self.datasets:
@@ -255,7 +268,7 @@ class Run:
             cursor = position.datasets[dataset.name].cursors[lane]
             if cursor is None:
                 raise PositionError(f"The position does not know lane {lane} of dataset {dataset.name!r}.")
-            windows = partial(self._windows, dataset, lane, num_epochs is None, readers)
+            windows = partial(self._windows, dataset, lane, num_epochs is None, readers, skipping)
             label = f"Lane {lane} of dataset {dataset.name!r}"
             streams.append(RowStream(windows, position.row_length, num_epochs, cursor, label))
         return streams
@@ -272,13 +285,30 @@ class Run:
         )
 
     def _windows(
-        self, dataset: DatasetConfig, lane: int, endless: bool, readers: Mapping[str, ChunkReader], row_length: int
+        self,
+        dataset: DatasetConfig,
+        lane: int,
+        endless: bool,
+        readers: Mapping[str, ChunkReader],
+        skipping: Mapping[str, Skipping],
+        row_length: int,
     ) -> Windows:
         part = self.lane_slice(dataset, lane, endless=endless)
         packing = dataset.packing(self.window_rows(dataset), row_length)
         if dataset.planned:
             return PlannedWindows(part, packing, dataset.source.lengths_of)
-        return StreamedWindows(part, packing, readers[dataset.name], left_out=self._left_out[dataset.name])
+        name = dataset.name
+        return StreamedWindows(part, packing, readers[name], left_out=self._left_out[name], skipping=skipping[name])
+
+    def refuse_skipped(self, position: Position) -> None:
+        """Refuse more bad records than allowed, where each process counted those of its own lanes.
+
+        Raises:
+            RecordError: A dataset has had more of them than its `max_skipped`.
+        """
+        for dataset in self.datasets:
+            skipped = position.datasets[dataset.name].skipped
+            skipping_of(dataset.source).refuse_too_many(skipped, dataset.name)
 
     @cached_property
     def _left_out(self) -> dict[str, LeftOut]:

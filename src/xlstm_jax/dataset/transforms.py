@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from xlstm_jax.dataset.order import keyed_hash
 from xlstm_jax.dataset.sources.base import TOKEN_FIELDS
+from xlstm_jax.dataset.sources.records import RecordError, read_with_errors
 from xlstm_jax.dataset.stages import stage
 
 __all__ = ["DocumentReader", "Documents", "EmptyCount", "check_operations"]
@@ -39,6 +40,8 @@ class Documents(NamedTuple):
     """[sum of lengths]"""
     targets: NDArray[np.int32] | None
     """[sum of lengths], where the documents name targets of their own; else None."""
+    skipped: tuple[tuple[int, RecordError], ...] = ()
+    """(place in the source, what is wrong) of each bad record; none of them is among the documents, or it is empty."""
 
     @classmethod
     def join(cls, parts: "Sequence[Documents]") -> "Documents":
@@ -53,6 +56,7 @@ class Documents(NamedTuple):
             np.concatenate([part.lengths for part in parts]),
             np.concatenate([part.tokens for part in parts]),
             targets,
+            tuple(bad for part in parts for bad in part.skipped),
         )
 
     @classmethod
@@ -135,10 +139,11 @@ class DocumentReader:
         wanted = index.tolist()
         what = f"dataset {self.name!r}, epoch {epoch}, {len(wanted)} documents, the first is document {wanted[0]}"
         with stage("read", what):
-            read = zip(wanted, _read_elements(self.source, wanted), strict=True)
-            # What a filter of a grain.MapDataset drops stands there as None, and so does a bad record that a source
-            # skips.
-            pairs = [(i, element) for i, element in read if element is not None]
+            read = list(zip(wanted, read_with_errors(self.source, wanted), strict=True))
+            # Whether a bad record may be skipped is decided in order of the windows, not of reading.
+            skipped = tuple((i, element) for i, element in read if isinstance(element, RecordError))
+            # What a filter of a grain.MapDataset drops stands there as None.
+            pairs = [(i, e) for i, e in read if e is not None and not isinstance(e, RecordError)]
         kept, elements = [i for i, _ in pairs], [element for _, element in pairs]
         with stage("tokenise", what):
             if self.operations:
@@ -147,7 +152,7 @@ class DocumentReader:
                 kept, elements = self._apply(operation, place, epoch, kept, elements)
             documents = Documents.collect(kept, elements, self.describe)
         self.empty.add(int(np.count_nonzero(documents.lengths == 0)), len(kept), self.name)
-        return documents
+        return documents._replace(skipped=skipped)
 
     def describe(self, document: int) -> str:
         """For people: a document of the dataset, and where it lies."""
@@ -227,12 +232,6 @@ def check_operations(operations: Sequence[Any]) -> tuple[Any, ...]:
 def _name(operation: Any) -> str:
     named = operation if hasattr(operation, "__qualname__") else type(operation)
     return str(named.__qualname__)
-
-
-def _read_elements(source: Any, index: list[int]) -> list[Any]:
-    if hasattr(source, "__getitems__"):
-        return list(source.__getitems__(index))
-    return [source[i] for i in index]
 
 
 def _own_copy(element: Any) -> Any:

@@ -5,7 +5,7 @@ packing on the same order, so both give the same rows for the same documents.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from xlstm_jax.dataset.lengths import LeftOut
 from xlstm_jax.dataset.order import Order, keyed_hash, shard_bounds
 from xlstm_jax.dataset.packing import PackedWindow, Packing, pack_window
+from xlstm_jax.dataset.sources.records import RecordError, Skipping
 from xlstm_jax.dataset.stages import stage
 from xlstm_jax.dataset.transforms import Documents
 
@@ -184,8 +185,10 @@ class StreamedWindows:
         reader: ChunkReader,
         chunk: int = 256,
         left_out: LeftOut | None = None,
+        skipping: Skipping | None = None,
     ) -> None:
         self.lane = lane
+        self._skipping = Skipping(0) if skipping is None else skipping
         self._left_out = left_out or LeftOut(lane.order.name)
         self.packing = packing
         self._reader = reader
@@ -223,6 +226,7 @@ class StreamedWindows:
         ends = np.cumsum([len(chunk.lengths) for chunk in ahead])
         needed = Documents.join(ahead[: int(np.searchsorted(ends, touched)) + 1])
         self._left_out.add(needed.lengths[:used], self.packing)
+        self._skip(needed.skipped, needed.source_index[:touched])
         tokens = int(needed.lengths[:touched].sum())
         content = Documents(
             needed.source_index[:touched],
@@ -236,6 +240,12 @@ class StreamedWindows:
             epoch, first, offset, packed, content.source_index, self.packing.allowed(content.lengths), content,
             next_first, packed.next_offset, {},
         )  # fmt: skip
+
+    def _skip(self, bad: Sequence[tuple[int, RecordError]], source_index: NDArray[np.int64]) -> None:
+        """Count the bad records that a window holds: at the same row of a run, whatever has been read ahead."""
+        for document, error in bad:
+            if document in source_index:
+                self._skipping.skip(document, error)
 
     def _look_ahead(self, epoch: int, first: int, stop: int) -> list[Documents]:
         """Documents `first` to `stop` of the lane's slice, chunk by chunk; what a filter dropped has length 0."""
@@ -264,7 +274,7 @@ def _restore_dropped(index: NDArray[np.int64], kept: Documents) -> Documents:
         return kept
     lengths = np.zeros(len(index), dtype=np.int64)
     lengths[np.isin(index, kept.source_index)] = kept.lengths
-    return Documents(index, lengths, kept.tokens, kept.targets)
+    return Documents(index, lengths, kept.tokens, kept.targets, kept.skipped)
 
 
 def _slice(documents: Documents, start: int) -> Documents:
@@ -272,4 +282,9 @@ def _slice(documents: Documents, start: int) -> Documents:
         return documents
     skip = int(documents.lengths[:start].sum())
     targets = None if documents.targets is None else documents.targets[skip:]
-    return Documents(documents.source_index[start:], documents.lengths[start:], documents.tokens[skip:], targets)
+    return documents._replace(
+        source_index=documents.source_index[start:],
+        lengths=documents.lengths[start:],
+        tokens=documents.tokens[skip:],
+        targets=targets,
+    )

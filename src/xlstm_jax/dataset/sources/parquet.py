@@ -156,7 +156,7 @@ class ParquetSource(RecordSource):
     def _fingerprint(self) -> str:
         if self._holds_tokens:
             return fingerprint_tokens(len(self), self.length_summary.tokens, self.lengths_of, self._read)
-        return fingerprint_elements(len(self), self._read)
+        return fingerprint_elements(len(self), self._sample)
 
     def _where(self, part: int, place: int) -> str:
         group = self._groups[part]

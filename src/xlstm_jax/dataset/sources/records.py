@@ -3,7 +3,7 @@
 import logging
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -23,7 +23,16 @@ from xlstm_jax.dataset.sources.base import (
 from xlstm_jax.dataset.sources.files import FileDocuments
 from xlstm_jax.dataset.sources.fingerprint import fingerprint_elements, fingerprint_tokens
 
-__all__ = ["BAD_LENGTH", "RecordError", "RecordSource", "Skipping", "changed_since_counted", "checked_ids"]
+__all__ = [
+    "BAD_LENGTH",
+    "RecordError",
+    "RecordSource",
+    "Skipping",
+    "changed_since_counted",
+    "checked_ids",
+    "read_with_errors",
+    "skipping_of",
+]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -40,17 +49,35 @@ class Skipping:
 
     Args:
         allowed: How many records may be skipped; each counts once, however often it is met.
+        met: Places of those that have been met before.
+        tell: Is told of each.
     """
 
-    def __init__(self, allowed: int) -> None:
+    def __init__(self, allowed: int, met: Iterable[int] = (), tell: Callable[[int], None] | None = None) -> None:
         if isinstance(allowed, bool) or not isinstance(allowed, int) or allowed < 0:
             raise ValueError(f"max_skipped must be an integer of at least 0, got {allowed!r}.")
         self.allowed = allowed
-        self._met: set[int] = set()
+        self.documents = frozenset(met)
+        """Places of the bad records met so far."""
+        self._tell = tell
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._met)
+    def of_run(self, met: Iterable[int]) -> "Skipping":
+        """The count of a run that has met these: other runs may read the same source."""
+        return Skipping(self.allowed, met, self._note)
+
+    def refuse_too_many(self, documents: Collection[int], name: str) -> None:
+        """Refuse what several processes have skipped together.
+
+        Raises:
+            RecordError: These are more than allowed.
+        """
+        if len(documents) > self.allowed:
+            raise RecordError(
+                f"All processes together have skipped {len(documents)} bad records of dataset {name!r}, more than "
+                f"max_skipped={self.allowed}: documents {sorted(documents)}, each of which is in a log. Mend them, or "
+                "allow more, and resume from the checkpoint before."
+            )
 
     def skip(self, document: int, error: RecordError) -> None:
         """Count a bad record and log it.
@@ -59,17 +86,23 @@ class Skipping:
             RecordError: It is one more than allowed.
         """
         with self._lock:
-            if document in self._met:
+            if document in self.documents:
                 return
-            if len(self._met) >= self.allowed:
+            if len(self.documents) >= self.allowed:
                 cure = (
                     f"{self.allowed} bad records have been skipped already, as many as max_skipped allows."
                     if self.allowed
                     else "Mend it, or pass max_skipped=N to leave out up to N such records."
                 )
                 raise RecordError(f"{error} {cure}") from error
-            self._met.add(document)
-            LOGGER.warning("Skipped a bad record (%d of at most %d): %s", len(self._met), self.allowed, error)
+            self.documents |= {document}
+            LOGGER.warning("Skipped a bad record (%d of at most %d): %s", len(self.documents), self.allowed, error)
+        if self._tell is not None:
+            self._tell(document)
+
+    def _note(self, document: int) -> None:
+        with self._lock:
+            self.documents |= {document}
 
 
 class RecordSource(DocumentSource):
@@ -79,6 +112,10 @@ class RecordSource(DocumentSource):
     `max_skipped` so many of them are left out, counted and logged instead: a document of length 0 where the source is
     planned, None otherwise (as Grain's filters leave it), for whoever reads it. What cannot be read at all (a file that
     is missing, or whose records cannot be counted) always raises, since it would not look the same to every host.
+
+    Where the source is planned, bad records are known, and counted, when lengths are. Where it is streamed, a run
+    counts those that its windows hold, and keeps them in its position (see `skipping_of`); what else is read of the
+    source is counted by the source itself.
 
     Args:
         counts: Records of each part: a file, or what else is read at a time.
@@ -108,8 +145,8 @@ class RecordSource(DocumentSource):
 
     @property
     def skipped(self) -> int:
-        """How many bad records have been left out so far, by this process."""
-        return len(self._skipping)
+        """How many bad records this process has left out so far."""
+        return len(self._skipping.documents)
 
     def describe(self, document: int) -> str:
         """For people: which record of which file a document is."""
@@ -178,6 +215,21 @@ class RecordSource(DocumentSource):
                 records[place] = None
         return records
 
+    def read_uncounted(self, indices: Sequence[int]) -> list[Any]:
+        """The documents at these places, a `RecordError` in place of each bad record of a streamed source."""
+        documents = checked_documents(indices, len(self))
+        return self._read_token_documents(documents) if self._holds_tokens else self._read_records(documents)
+
+    def skipping_of_run(self, met: Iterable[int]) -> Skipping:
+        """See `skipping_of`."""
+        return self._skipping.of_run(met)
+
+    def _sample(self, documents: NDArray[np.int64]) -> list[Any]:
+        """What the fingerprint is made of: of bad records, which the run will count, that they are bad."""
+        if not self._skipping.allowed:
+            return self._read(documents)
+        return [None if isinstance(record, RecordError) else record for record in self._read_records(documents)]
+
     def _read_token_documents(self, documents: NDArray[np.int64]) -> list[NDArray[Any]]:
         [(tokens, _, begin)] = self.fetch(documents)
         end = begin + self.lengths[documents]
@@ -197,7 +249,21 @@ class RecordSource(DocumentSource):
         """16 hex digits that tell what the source holds; of tokens the same for every kind of planned source."""
         if self._holds_tokens:
             return fingerprint_tokens(len(self), self.length_summary.tokens, self.lengths_of, self._read)
-        return fingerprint_elements(len(self), self._read)
+        return fingerprint_elements(len(self), self._sample)
+
+
+def read_with_errors(source: Any, indices: list[int]) -> list[Any]:
+    """The elements of any source at these places; of a `RecordSource`, an error in place of each bad record."""
+    if isinstance(source, RecordSource):
+        return source.read_uncounted(indices)
+    if hasattr(source, "__getitems__"):
+        return list(source.__getitems__(indices))
+    return [source[index] for index in indices]
+
+
+def skipping_of(source: Any, met: Iterable[int] = ()) -> Skipping:
+    """What counts the bad records of a source in a run that has met these already."""
+    return source.skipping_of_run(met) if isinstance(source, RecordSource) else Skipping(0, met)
 
 
 def checked_ids(tokens: NDArray[Any], where: Callable[[], str]) -> NDArray[Any] | RecordError:

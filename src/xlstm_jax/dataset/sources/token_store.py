@@ -78,7 +78,7 @@ class TokenStore(TokenSource):
     @property
     def skipped(self) -> int:
         """How many documents are left out, since their tokens are not there."""
-        return len(self._skipping)
+        return len(self._skipping.documents)
 
     def describe(self, document: int) -> str:
         """For people: which document of which file this is."""
