@@ -11,6 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from loading import Job, Streamed, draw, make_documents, one_device_mesh, real_tokens
 from xlstm_jax.dataset import (
+    LLMBatch,
     LLMIndexedBatch,
     PositionError,
     make_grain_llm_dataset,
@@ -18,6 +19,7 @@ from xlstm_jax.dataset import (
     make_grain_multihost_iterator,
     shard_grain_dataset,
 )
+from xlstm_jax.dataset.sources.base import LengthSummary, TokenBlock, TokenSource
 
 ARGUMENTS = {
     "dataloading_host_index": 0,
@@ -48,6 +50,26 @@ def mesh(*shape: int, names=("data", "seq")) -> Mesh:
 def test_the_arguments_that_the_cases_change_make_a_loader():
     with make_loader() as loader:
         assert len(draw(loader)) == len(loader) == 1
+
+
+class Enormous(TokenSource):
+    """So many documents that their numbers are no int32."""
+
+    fingerprint = "0" * 16
+    lengths = np.broadcast_to(np.int32(4), 2**31)
+    length_summary = LengthSummary(2**31, 2**33, 0, 4)
+
+    def fetch(self, documents):
+        return [TokenBlock(np.zeros(4, np.int32), np.arange(len(documents)), np.zeros(len(documents), np.int64))]
+
+
+def test_numbers_of_documents_beyond_int32_are_refused_where_batches_hold_them():
+    with make_loader(
+        dataset=Enormous(), batch_class=LLMBatch, num_epochs=None, num_shards=1, grain_packing_bin_count=4
+    ):
+        pass
+    with pytest.raises(ValueError, match=r"has 2147483648 documents.*use a batch_class without document_idx"):
+        make_loader(dataset=Enormous())
 
 
 INTEGERS = {

@@ -113,7 +113,8 @@ class LLMIndexedBatch(LLMBatch):
     """An `LLMBatch` that tells where its rows come from; the indices are int32 arrays of shape (rows,)."""
 
     document_idx: jax.Array
-    """Place in its source of the document that begins the row; -1 in a padding row."""
+    """Place in its source of the document that begins the row; -1 in a padding row. Sources of more than 2^31 - 1
+    documents are refused."""
     sequence_idx: jax.Array
     """Number of the row's first piece within that document; -1 in a padding row."""
 

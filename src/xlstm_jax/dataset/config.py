@@ -167,6 +167,19 @@ class DatasetConfig:
                 "tokens); rows of unequal length make no batch: pass apply_padding=True."
             )
 
+    def refuse_documents_beyond_int32(self) -> None:
+        """Refuse to number documents in batches where there are more of them than int32 can tell apart.
+
+        Raises:
+            ValueError: There are.
+        """
+        most = np.iinfo(np.int32).max
+        if len(self.source) > most:
+            raise ValueError(
+                f"Dataset {self.name!r} has {len(self.source)} documents, and document_idx, an int32, can number "
+                f"{most}; use a batch_class without document_idx, or open the data as several datasets."
+            )
+
     @cached_property
     def _fingerprint(self) -> str:
         return fingerprint_of(self.source)

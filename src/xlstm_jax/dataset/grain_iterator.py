@@ -279,8 +279,7 @@ def make_grain_multihost_iterator(
         )
     feed: Feed
     if ours:
-        batch_fields(batch_class)  # It refuses a class with fields that our rows do not offer.
-        _check_rows(configs, sharding, timeline)
+        _check_rows(configs, sharding, timeline, batch_fields(batch_class))
         names = [config.name for config in configs]
         feed = RowFeed(
             Run(datasets=configs, mixture=Mixture.of(names, dataset_weights, mixture), timeline=timeline),
@@ -441,7 +440,9 @@ def _partition_spec(mesh: Any, spec: Any) -> PartitionSpec:
     return spec
 
 
-def _check_rows(configs: Sequence[DatasetConfig], sharding: BatchSharding, timeline: Timeline) -> None:
+def _check_rows(
+    configs: Sequence[DatasetConfig], sharding: BatchSharding, timeline: Timeline, fields: Sequence[str]
+) -> None:
     """Refuse datasets whose rows do not fit the batches."""
     for config in configs:
         if config.host_count != sharding.host_count:
@@ -450,6 +451,8 @@ def _check_rows(configs: Sequence[DatasetConfig], sharding: BatchSharding, timel
                 f"dataloading_host_count={sharding.host_count}; pass the same to both."
             )
         config.refuse_short_rows()
+        if "document_idx" in fields:
+            config.refuse_documents_beyond_int32()
     for length in timeline.rows.lengths.values:
         if length % sharding.position_parts:
             raise ValueError(
