@@ -52,6 +52,21 @@ def test_the_arguments_that_the_cases_change_make_a_loader():
         assert len(draw(loader)) == len(loader) == 1
 
 
+class Damaged(TokenSource):
+    """Says that a document has fewer than no tokens."""
+
+    lengths = np.array([3, 4, -100_000, 5])
+
+    def fetch(self, documents):
+        return [TokenBlock(np.zeros(9, np.int32), np.arange(len(documents)), np.zeros(len(documents), np.int64))]
+
+
+@pytest.mark.parametrize("rule", ["best_fit", "first_fit", "concat_split"])
+def test_lengths_below_0_are_refused_by_name(rule):
+    with pytest.raises(ValueError, match=r"Dataset 'dataset' says that document 2 has -100000 tokens.*is damaged"):
+        make_loader(dataset=Damaged(), packing=rule)
+
+
 class Enormous(TokenSource):
     """So many documents that their numbers are no int32."""
 

@@ -106,7 +106,7 @@ def test_lengths_are_those_of_the_documents(planned):
     assert planned.lengths.tolist() == wanted
     assert planned.lengths_of(np.array([5, 0, 5])).tolist() == [wanted[5], wanted[0], wanted[5]]
     assert planned.lengths_of(np.array([5])).dtype == np.int64
-    assert planned.length_summary == (COUNT, sum(wanted), wanted.count(0), max(wanted))
+    assert planned.length_summary == (COUNT, sum(wanted), wanted.count(0), max(wanted), 0)
 
 
 @given(indices=st.lists(st.integers(0, COUNT - 1), max_size=30))

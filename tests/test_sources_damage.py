@@ -85,6 +85,13 @@ def test_what_was_skipped_when_lengths_were_counted_counts_again_when_they_are_l
         _ = ArrayRecordSource(path, dtype="int32").lengths
 
 
+def test_prepared_lengths_below_0_are_refused(tmp_path):
+    path = write_array_record(tmp_path / "a.array_record", token_records())
+    np.save(path.with_suffix(".lengths.npy"), np.array([len(TOKENS[0]), -2, *map(len, TOKENS[2:])], np.int32))
+    with pytest.raises(ValueError, match=r"a.lengths.npy is damaged: it says that record 1 has -2 tokens"):
+        _ = ArrayRecordSource(path, dtype="int32", max_skipped=5).lengths
+
+
 def test_damage_after_the_lengths_were_counted_raises_and_names_the_record(tmp_path):
     path = write_array_record(tmp_path / "a.array_record", token_records())
     source = ArrayRecordSource(path, dtype="int32", max_skipped=5)

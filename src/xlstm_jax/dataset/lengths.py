@@ -55,6 +55,13 @@ def check_lengths(source: PlannedSource, name: str, row_length: int, long_docume
             f"Dataset {name!r} has {len(source)} documents and {known.documents} lengths; "
             "its source is damaged: write it again."
         )
+    if known.negative:
+        bad = find_lengths(source, lambda lengths: lengths < 0)
+        assert bad is not None, "the summary knows of one"
+        raise ValueError(
+            f"Dataset {name!r} says that document {bad.first} has {bad.first_length} tokens ({bad.documents} documents "
+            "have less than 0); its source is damaged: write it again."
+        )
     if known.empty == known.documents:
         raise ValueError(f"Dataset {name!r} holds {known.empty} documents, and all of them are empty.")
     if known.empty:

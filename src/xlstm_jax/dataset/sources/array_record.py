@@ -156,6 +156,10 @@ class ArrayRecordSource(RecordSource):
                 f"{beside} holds {lengths.dtype} of shape {lengths.shape}, and {self._files[number]} holds "
                 f"{last - first} records; one of the two is damaged or was exchanged."
             )
+        if lengths.min(initial=0) < 0:
+            raise ValueError(
+                f"{beside} is damaged: it says that record {np.argmin(lengths)} has {lengths.min()} tokens."
+            )
         return read_only(np.asarray(lengths))
 
     def _scan(self, number: int, path: Path) -> NDArray[np.int32]:

@@ -56,13 +56,21 @@ class LengthSummary(NamedTuple):
     """Documents without tokens."""
     longest: int
     """Tokens of the longest document."""
+    negative: int = 0
+    """Documents whose count is below 0: the source is damaged."""
 
     @classmethod
     def of_chunks(cls, chunks: "Iterable[NDArray[Any]]") -> "LengthSummary":
         """Take lengths together that come part by part."""
         return cls.join(
             [
-                cls(len(part), int(part.sum(dtype=np.int64)), len(part) - int(np.count_nonzero(part)), int(part.max()))
+                cls(
+                    documents=len(part),
+                    tokens=int(part.sum(dtype=np.int64)),
+                    empty=len(part) - int(np.count_nonzero(part)),
+                    longest=int(part.max()),
+                    negative=int(np.count_nonzero(part < 0)),
+                )
                 for part in chunks
             ]
         )
@@ -70,8 +78,8 @@ class LengthSummary(NamedTuple):
     @classmethod
     def join(cls, parts: "Sequence[LengthSummary]") -> "LengthSummary":
         """The summary of several sources, one after the other."""
-        documents, tokens, empty, longest = zip(*parts, strict=True) if parts else ((), (), (), ())
-        return cls(sum(documents), sum(tokens), sum(empty), max(longest, default=0))
+        documents, tokens, empty, longest, negative = zip(*parts, strict=True) if parts else ((), (), (), (), ())
+        return cls(sum(documents), sum(tokens), sum(empty), max(longest, default=0), sum(negative))
 
 
 def length_chunks(documents: int, lengths_of: Callable[[NDArray[np.int64]], NDArray[Any]]) -> Iterator[NDArray[Any]]:

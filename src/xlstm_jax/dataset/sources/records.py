@@ -185,7 +185,7 @@ class RecordSource(DocumentSource):
         # What was counted may be kept from another time, with another bound.
         for document, record in zip(bad.tolist(), self._read_records(bad), strict=True):
             self._skipping.skip(document, _as_error(record, self._where(*self._documents.locate(document))))
-        return read_only(np.maximum(counted, 0))
+        return read_only(np.where(counted == BAD_LENGTH, 0, counted))
 
     def fetch(self, documents: NDArray[np.int64]) -> list[TokenBlock]:
         """See `PlannedSource.fetch`; a document that is asked for twice is read once."""
