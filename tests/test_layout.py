@@ -21,7 +21,8 @@ SOURCES = ROOT / "src"
 LAYERS = [
     "dataset.arguments dataset.kernels dataset.order dataset.stages",
     "dataset.sources.extras dataset.sources.progress dataset.sources.fingerprint dataset.sources.base",
-    "dataset.sources.files dataset.sources.open_files dataset.sources.decompression dataset.sources.cache",
+    "dataset.sources.files dataset.sources.mapped_file dataset.sources.open_files",
+    "dataset.sources.decompression dataset.sources.cache",
     "dataset.sources.manifest dataset.sources.records dataset.sources.columns dataset.sources.memory",
     "dataset.sources.token_index dataset.sources.token_store dataset.sources.token_writer",
     "dataset.sources.array_record dataset.sources.json_lines dataset.sources.parquet dataset.sources.hugging_face",

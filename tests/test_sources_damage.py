@@ -244,6 +244,27 @@ def test_a_truncated_store_is_refused_with_both_sizes(tmp_path):
         TokenStore(prefix)
 
 
+@pytest.mark.parametrize("suffix", ["idx", "bin"])
+def test_a_store_that_is_truncated_while_it_is_in_use_is_named_before_its_pages_are_touched(suffix, tmp_path):
+    write_token_store(tmp_path / "a", [np.arange(2000)] * 2000)
+    job = Job({"a": TokenStore(tmp_path / "a")}, batch=8, length=1000, bins=2)
+    with job.loader() as loader:
+        draw(loader, 1)
+        os.truncate(tmp_path / f"a.{suffix}", 4096)
+        with pytest.raises(
+            ValueError, match=rf"{tmp_path}/a\.{suffix} was truncated while it was in use: it had .* 4096"
+        ):
+            draw(loader, 100)
+
+
+def test_a_store_that_is_replaced_while_it_is_in_use_stays_what_it_was(tmp_path):
+    write_token_store(tmp_path / "a", TOKENS, vocab_size=60_000)
+    source = TokenStore(tmp_path / "a")
+    (tmp_path / "b").write_bytes(b"")
+    (tmp_path / "b").replace(tmp_path / "a.bin")
+    assert source[3].tolist() == TOKENS[3].tolist()
+
+
 def test_documents_that_a_truncated_store_lacks_may_be_skipped(tmp_path, caplog):
     prefix = truncated_store(tmp_path)
     source = TokenStore(prefix, max_skipped=20)

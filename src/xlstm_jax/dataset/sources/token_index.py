@@ -26,6 +26,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm_jax.dataset.sources.mapped_file import MappedFile
+
 __all__ = [
     "DTYPES",
     "HEADER",
@@ -61,6 +63,7 @@ class TokenIndex(NamedTuple):
     They all lie at even places, so they are mapped as (n, 2) or (n, 4) uint16, and `gather` reads whole integers.
     """
 
+    file: MappedFile
     dtype: np.dtype[Any]
     sizes: NDArray[np.uint16]
     """[sequences, 2] token counts."""
@@ -99,13 +102,15 @@ def read_index(path: Path, data_bytes: int, *, may_be_short: bool = False) -> To
         ValueError: It is no index, is truncated, or does not fit the `.bin`; the message gives both sizes.
     """
     dtype, sequences, boundaries = _read_header(path)
-    mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))[HEADER.size :].view("<u2")
+    file = MappedFile(path)
+    mapped = file.content[HEADER.size :].view("<u2")
     index = _Columns(path, dtype, sequences, boundaries)
     tokens, empty, longest = index.check_sizes(data_bytes, may_be_short=may_be_short)
     own = index.check_boundaries()
     if not own:
         index.check_pointers()
     return TokenIndex(
+        file,
         dtype,
         sizes=mapped[: 2 * sequences].reshape(-1, 2),
         pointers=mapped[2 * sequences : 6 * sequences].reshape(-1, 4),

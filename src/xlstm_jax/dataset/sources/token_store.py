@@ -21,6 +21,7 @@ from xlstm_jax.dataset.sources.base import (
 )
 from xlstm_jax.dataset.sources.files import FileDocuments, PathLike, as_paths
 from xlstm_jax.dataset.sources.manifest import is_unfinished
+from xlstm_jax.dataset.sources.mapped_file import MappedFile
 from xlstm_jax.dataset.sources.records import RecordError, Skipping
 from xlstm_jax.dataset.sources.token_index import gather, read_index, unaligned
 
@@ -36,7 +37,8 @@ class TokenStore(TokenSource):
     A document is an entry of the index's document boundaries: all sequences between two boundaries, which is one
     sequence in stores that this library writes. Tokens are never copied, except from stores of int64 or uint32, whose
     ids are checked to fit int32 and narrowed. A pickled store is its paths, and opens its files again. Memory does not
-    grow with the documents: the index is mapped too.
+    grow with the documents: the index is mapped too. A file that is truncated while it is in use raises an error that
+    names it (see `MappedFile`).
 
     Args:
         path: A prefix, its `.idx` or `.bin`, or a folder whose stores are the shards, in the order of their names; or
@@ -154,15 +156,13 @@ class _Shard:
     """One index and its data."""
 
     def __init__(self, index_path: Path, data_path: Path, *, may_be_short: bool) -> None:
-        data_bytes = data_path.stat().st_size
+        self._data = MappedFile(data_path)
         self._path = index_path
-        self._index = read_index(index_path, data_bytes, may_be_short=may_be_short)
+        self._index = read_index(index_path, len(self._data.content), may_be_short=may_be_short)
         dtype = self._index.dtype
-        tokens = data_bytes // dtype.itemsize
+        tokens = len(self._data.content) // dtype.itemsize
         self._short = tokens < self._index.tokens
-        # An empty file cannot be mapped. The plain array is faster to slice than np.memmap and keeps the map alive.
-        mapped = np.memmap(data_path, dtype=dtype, mode="r", shape=(tokens,)) if tokens else np.zeros(0, dtype)
-        self._tokens = read_only(np.asarray(mapped))
+        self._tokens = read_only(self._data.content[: tokens * dtype.itemsize].view(dtype))
         self.in_place = dtype.itemsize <= _INT32_BYTES and dtype != np.uint32
 
     @property
@@ -172,6 +172,7 @@ class _Shard:
 
     @property
     def lengths(self) -> NDArray[Any]:
+        self._index.file.check()
         if self._index.first_sequence is None and not self._short:
             return read_only(unaligned(self._index.sizes))
         return read_only(self.lengths_of(np.arange(self.documents)))
@@ -184,6 +185,7 @@ class _Shard:
         return LengthSummary.of_chunks(length_chunks(self.documents, self.lengths_of))
 
     def lengths_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        self._index.file.check()
         lengths = self._indexed_lengths(documents)
         return np.where(self._lacks(documents, lengths), 0, lengths) if self._short else lengths
 
@@ -233,9 +235,10 @@ class _Shard:
 
     def _begins(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """Place of each document's first token, checked: what reads there afterwards does not look at bounds."""
+        self._data.check()
+        lengths = self.lengths_of(documents)
         pointers = self._places(documents)
         begin = pointers // self._tokens.dtype.itemsize
-        lengths = self.lengths_of(documents)
         if self._short:
             begin[lengths == 0] = 0
         wrong = (begin < 0) | (begin + lengths > len(self._tokens)) | (pointers % self._tokens.dtype.itemsize != 0)
