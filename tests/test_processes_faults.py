@@ -139,19 +139,51 @@ def test_the_error_of_a_source_reaches_the_step(error, ahead):
     assert stage_of(raised.value.__cause__ if error is StopIteration else raised.value) == "read"
 
 
+class KnownLengths(MemorySource):
+    """Documents of known lengths, of which a method raises once it is told to."""
+
+    fingerprint = "known"
+
+    def __init__(self):
+        super().__init__(faulty_documents())
+        self.raises = {}
+
+    def fetch(self, documents):
+        self.may_raise("fetch")
+        return super().fetch(documents)
+
+    def lengths_of(self, documents):
+        self.may_raise("lengths_of")
+        return super().lengths_of(documents)
+
+    def may_raise(self, method):
+        if method in self.raises:
+            raise self.raises[method]("the disk is on fire")
+
+
 @pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("raising", ["fetch", "lengths_of"])
 @pytest.mark.parametrize("error", [StopIteration, OSError])
-def test_the_error_of_a_source_of_known_lengths_reaches_the_step(error, ahead):
-    class Faulty(MemorySource):
-        fingerprint = "known"
+def test_the_error_of_a_source_of_known_lengths_reaches_the_step(error, raising, ahead):
+    source = KnownLengths()
+    with make_job(datasets={"d": source}, prefetch=ahead).loader() as loader:
+        source.raises[raising] = error
+        with pytest.raises(RuntimeError if error is StopIteration else error):
+            draw(loader)
 
-        def fetch(self, _):
-            raise error("the disk is on fire")
 
-    job = make_job(datasets={"d": Faulty(faulty_documents())}, prefetch=ahead)
-    with job.loader() as loader, pytest.raises(RuntimeError if error is StopIteration else error) as raised:
-        draw(loader)
-    assert raised.type is RuntimeError or stage_of(raised.value) == "read"
+@pytest.mark.parametrize("raising", ["fetch", "lengths_of", "operation"])
+@pytest.mark.parametrize("error", [StopIteration, OSError])
+def test_the_error_of_a_source_or_an_operation_reaches_who_iterates_over_a_dataset(error, raising):
+    def fail(document):
+        raise error("the disk is on fire")
+
+    source = KnownLengths()
+    job = make_job(fail) if raising == "operation" else make_job(datasets={"d": source})
+    rows = iter(job.datasets_of(0)[0])
+    source.raises[raising] = error
+    with pytest.raises(RuntimeError if error is StopIteration else error):
+        list(rows)
 
 
 @pytest.mark.parametrize("ahead", [0, 2])

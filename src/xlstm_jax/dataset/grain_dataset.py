@@ -12,12 +12,13 @@ from xlstm_jax.dataset.assembly import RowArrays, assemble
 from xlstm_jax.dataset.config import DatasetConfig
 from xlstm_jax.dataset.mixture import Mixture
 from xlstm_jax.dataset.places import PlacedRun, Standing
-from xlstm_jax.dataset.position import Position
+from xlstm_jax.dataset.position import Position, PositionError
 from xlstm_jax.dataset.progress import Progress
 from xlstm_jax.dataset.ramp_up import BatchSchedule
 from xlstm_jax.dataset.resume import resume
 from xlstm_jax.dataset.row_lengths import RowLengthSchedule
 from xlstm_jax.dataset.run import Run
+from xlstm_jax.dataset.stages import no_end_within
 from xlstm_jax.dataset.timeline import Timeline
 from xlstm_jax.dataset.workers import Readers
 
@@ -76,10 +77,10 @@ class LLMDatasetIterator(grain.DatasetIterator[Row]):
     def __next__(self) -> Row:
         if self._ended:
             raise ValueError("This iterator has been closed; make a new one with iter(dataset).")
-        while self._next >= len(self._own):
-            self._next_batch()
-        self._next += 1
-        return self._element(self._own[self._next - 1])
+        row = no_end_within(self._next_row)
+        if row is None:
+            raise StopIteration
+        return row
 
     def close(self) -> None:
         """End the iteration; idempotent."""
@@ -95,7 +96,8 @@ class LLMDatasetIterator(grain.DatasetIterator[Row]):
         run, position = resume(self._run, Position.from_json(state["position"]))
         self._start(run, position, int(state["passed"]))
         if state["next"]:
-            self._next_batch()
+            if not self._next_batch():
+                raise PositionError("The position is that of a row behind the end of the data.")
             self._next = int(state["next"])
 
     def _start(self, run: Run, position: Position, passed: int) -> None:
@@ -109,10 +111,19 @@ class LLMDatasetIterator(grain.DatasetIterator[Row]):
         """Rows of `self._rows` that this iterator yields."""
         self._next = 0
 
-    def _next_batch(self) -> None:
+    def _next_row(self) -> Row | None:
+        """The next row, or None at the end of the data."""
+        while self._next >= len(self._own):
+            if not self._next_batch():
+                return None
+        self._next += 1
+        return self._element(self._own[self._next - 1])
+
+    def _next_batch(self) -> bool:
+        """Assemble the next batch; tells whether there is one."""
         plan = self._planner.next_batch()
         if not plan.rows:
-            raise StopIteration
+            return False
         if self._after is not None:
             self._progress.deliver(self._after)
         self._after = plan.after
@@ -126,6 +137,7 @@ class LLMDatasetIterator(grain.DatasetIterator[Row]):
         self._own = [row for at, run in runs for row in range(at, at + run.stop - run.start)]
         self._rows = assemble(runs, stop - start, [config.source], [config.row_format])
         self._next = 0
+        return True
 
     def _element(self, row: int) -> Row:
         arrays = {field: array[row] for field, array in zip(RowArrays._fields, self._rows, strict=True)}

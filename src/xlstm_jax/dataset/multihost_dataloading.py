@@ -12,7 +12,7 @@ from xlstm_jax.dataset.batch import batch_fields
 from xlstm_jax.dataset.feed import Feed, HostBatch
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.prefetch import OnDemand, Prefetcher
-from xlstm_jax.dataset.stages import Board, stage
+from xlstm_jax.dataset.stages import Board, no_end_within, stage
 from xlstm_jax.dataset.watchdog import Watchdog
 
 __all__ = ["MultiHostDataLoadIterator"]
@@ -79,18 +79,9 @@ class MultiHostDataLoadIterator:
 
     def __next__(self) -> Any:
         self._refuse_if_closed()
-        if self._pass_ended:
+        batch = None if self._pass_ended else no_end_within(self._next_batch)
+        if batch is None:
             raise StopIteration
-        if self._feed.at_pass_end():
-            self._end_pass()
-            raise StopIteration
-        prepared = self._preparation.next_batch()
-        if prepared is None:
-            self._end_pass()
-            raise StopIteration
-        delivered, batch = prepared
-        self._feed.deliver(delivered)
-        self._at_start = False
         return batch
 
     def get_state(self) -> dict[str, Any]:
@@ -153,6 +144,17 @@ class MultiHostDataLoadIterator:
             f"mesh={dict(self._sharding.mesh.shape)}, host {self._sharding.host_index} of "
             f"{self._sharding.host_count}, reset_after_epoch={self.reset_after_epoch})"
         )
+
+    def _next_batch(self) -> Any | None:
+        """The next batch of this pass, or None at its end."""
+        prepared = None if self._feed.at_pass_end() else self._preparation.next_batch()
+        if prepared is None:
+            self._end_pass()
+            return None
+        delivered, batch = prepared
+        self._feed.deliver(delivered)
+        self._at_start = False
+        return batch
 
     def _end_pass(self) -> None:
         self._pass_ended = True
@@ -218,11 +220,7 @@ class _Preparation:
 
 
 def _prepare(task: Callable[[], HostBatch], make_batch: Callable[[HostBatch], Any]) -> tuple[HostBatch, Any]:
-    try:
-        host = task()
-    except StopIteration as error:
-        # A source's StopIteration must not pass for the end of the data.
-        raise RuntimeError("A source raised StopIteration while documents were read.") from error
+    host = no_end_within(task)
     return host._replace(rows={}), make_batch(host)
 
 

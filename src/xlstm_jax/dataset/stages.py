@@ -2,12 +2,14 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
-__all__ = ["Board", "Stage", "stage"]
+__all__ = ["Board", "Stage", "no_end_within", "stage"]
+
+T = TypeVar("T")
 
 Stage = Literal["read", "tokenise", "pack", "transfer", "agree"]
 """read: documents from their source; tokenise: `operations`; pack: rows from lengths; transfer: rows to the devices;
@@ -75,3 +77,17 @@ def stage(name: Stage, what: str) -> Iterator[None]:
         if not any(note.startswith(NOTE) for note in getattr(error, "__notes__", ())):
             error.add_note(f"{NOTE}{name!r} ({what}).")
         raise
+
+
+def no_end_within(step: Callable[[], T]) -> T:
+    """What a step returns; StopIteration that code of others raises in it must not pass for the end of the data.
+
+    Raises:
+        RuntimeError: The step raised StopIteration.
+    """
+    try:
+        return step()
+    except StopIteration as error:
+        raise RuntimeError(
+            "A source or an operation raised StopIteration, which is not the end of the data."
+        ) from error
