@@ -67,6 +67,32 @@ def test_lengths_below_0_are_refused_by_name(rule):
         make_loader(dataset=Damaged(), packing=rule)
 
 
+class Nothing(grain.transforms.Filter):
+    """Leaves no document."""
+
+    def filter(self, element):
+        return not len(element)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset": Streamed([[1, 2], [3]]), "operations": [Nothing()]},
+        {"drop_remainder": True},
+        {"drop_remainder": True, "reset_after_epoch": True},
+    ],
+)
+def test_a_run_without_any_batch_is_said_in_the_log(changes, caplog):
+    with make_loader(**changes) as loader:
+        assert not draw(loader)
+    assert "There is no batch: the data ended before the first one of 4 rows was full" in caplog.text
+    caplog.clear()
+    with make_loader() as loader:
+        assert draw(loader)
+        assert not draw(loader)
+    assert "There is no batch" not in caplog.text
+
+
 class Enormous(TokenSource):
     """So many documents that their numbers are no int32."""
 

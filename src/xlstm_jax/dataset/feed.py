@@ -3,6 +3,7 @@
 A feed plans batches in order, builds each in whatever thread is free, and keeps the position of what was delivered.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -22,10 +23,13 @@ from xlstm_jax.dataset.position import Position
 from xlstm_jax.dataset.progress import Progress
 from xlstm_jax.dataset.resume import resume
 from xlstm_jax.dataset.run import Run
+from xlstm_jax.dataset.schedule import BEGIN
 from xlstm_jax.dataset.stages import stage
 from xlstm_jax.dataset.workers import Readers
 
 __all__ = ["Feed", "HostBatch", "RowFeed"]
+
+LOGGER = logging.getLogger(__name__)
 
 
 AGREE_EVERY = 8
@@ -182,6 +186,13 @@ class RowFeed:
     def end_pass(self) -> None:
         """See `Feed.end_pass`."""
         position = self._progress.standing
+        if position.moment == BEGIN:
+            LOGGER.warning(
+                "There is no batch: the data ended before the first one of %d rows was full (drop_remainder=%s). Check "
+                "the filters among `operations`, `long_documents`, and global_batch_size.",
+                self._run.timeline.shape(BEGIN)[0],
+                self._drop_remainder,
+            )
         passes = position.passes + 1
         while not self._pass_length.reaches(position.place, passes):
             passes += 1
