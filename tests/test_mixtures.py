@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from loading import Job, Streamed, draw, make_documents
+from loading import Job, Streamed, draw, make_documents, rows_of
 from plain_run import PlainRun, Plan, tokens_of
 from xlstm_jax.dataset import Mixture, PositionError, Stage
 from xlstm_jax.dataset.config_file import read_config
@@ -377,6 +377,29 @@ def test_a_dataset_that_was_taken_out_goes_on_where_it_was_when_it_comes_back():
     assert "retired" not in again
     assert again["datasets"]["a"]["cursors"] == state["datasets"]["a"]["cursors"]
     assert again["datasets"]["b"]["cursors"] == between["datasets"]["b"]["cursors"]
+
+
+def test_a_dataset_may_have_grown_when_it_comes_back():
+    with job_with("ab", [1, 1]).loader() as loader:
+        head = rows_of(draw(loader, 3))
+        state = loader.get_state()
+    with job_with("b", [1], revision=1).loader() as loader:
+        loader.set_state(state)
+        between = json.loads(json.dumps(loader.get_state()))
+    once = job_with("a", [1], revision=2, num_epochs=1, drop_remainder=False)
+    more = [np.arange(10**6, 10**6 + 5, dtype=np.int32)]
+    grown = Job(**{**vars(once), "datasets": {"a": [*once.datasets["a"], *more]}})
+    with grown.loader() as loader:
+        with pytest.raises(PositionError, match="dataset 'a', documents: saved"):
+            loader.set_state(between)
+        loader.set_state(between, appended=["a"])
+        loader.set_state(json.loads(json.dumps(loader.get_state())))
+        found = rows_of(draw(loader))
+    with once.loader() as loader:
+        loader.set_state(between)
+        assert found == rows_of(draw(loader)), "they are read from the next epoch on"
+    assert found
+    assert not set(head) & set(found)
 
 
 def test_the_history_of_a_run_goes_with_its_checkpoints():

@@ -52,8 +52,9 @@ def resume(run: Run, saved: Position, appended: Collection[str] = ()) -> tuple[R
 
 
 def _refuse_documents_that_no_lane_has(run: Run, saved: Position) -> None:
+    known = saved.known
     for dataset in run.datasets:
-        for lane, cursor in enumerate(saved.known[dataset.name].cursors if dataset.name in saved.known else ()):
+        for lane, cursor in enumerate(known[dataset.name].cursors if dataset.name in known else ()):
             part = run.lane_slice(dataset, lane, endless=dataset.num_epochs is None)
             if cursor is not None and cursor.document > part.size(cursor.epoch):
                 raise PositionError(
@@ -67,9 +68,9 @@ def _grow(run: Run, saved: Position, appended: Collection[str]) -> Position:
 
     Until then the order is that of the documents that there were: all of it would be another one with more of them.
     """
-    grown = dict(saved.datasets)
+    known, grown, retired = saved.known, dict(saved.datasets), dict(saved.retired)
     for dataset in run.datasets:
-        before = grown.get(dataset.name)
+        before = known.get(dataset.name)
         if before is None or dataset.name not in appended:
             continue
         had, has = int(before.settings["documents"]), len(dataset.source)
@@ -78,7 +79,10 @@ def _grow(run: Run, saved: Position, appended: Collection[str]) -> Position:
         earlier = [*map(list, before.earlier), [before.next_epoch, had]] if before.next_epoch else []
         now = dataset.settings(run.window_rows(dataset))
         settings = {**before.settings, "documents": has, "source": now["source"], "appended": earlier}
-        grown[dataset.name] = dataclasses.replace(before, settings=settings)
+        if dataset.name in grown:
+            grown[dataset.name] = dataclasses.replace(before, settings=settings)
+        else:
+            retired[dataset.name] = {**retired[dataset.name], **settings}
         LOGGER.info(
             "Dataset %r: documents %d to %d are read from epoch %d on.", dataset.name, had, has - 1, before.next_epoch
         )
@@ -88,7 +92,7 @@ def _grow(run: Run, saved: Position, appended: Collection[str]) -> Position:
                 dataset.name,
                 dataset.num_epochs,
             )
-    return dataclasses.replace(saved, datasets=grown)
+    return dataclasses.replace(saved, datasets=grown, retired=retired)
 
 
 def _adapt(run: Run, saved: Position) -> Position:
