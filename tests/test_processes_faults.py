@@ -16,8 +16,9 @@ import pytest
 
 import processes
 from loading import Job, Streamed, assert_same, draw, make_documents
-from xlstm_jax.dataset import MemorySource, prefetch, stages, watchdog, windows
+from xlstm_jax.dataset import MemorySource, prefetch, stages, watchdog, windows, workers
 from xlstm_jax.dataset.global_arrays import BatchSharding
+from xlstm_jax.dataset.workers import Readers
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -278,6 +279,39 @@ def test_data_without_operations_starts_no_worker():
         with make_job(datasets={"d": source}, workers=1).loader() as loader:
             draw(loader)
             assert set(multiprocessing.active_children()) <= before
+
+
+def readers_of(operation) -> Readers:
+    """Two workers for a dataset with an operation."""
+    (dataset,) = make_job(operation).datasets_of(0)
+    return Readers([dataset.config], 2)
+
+
+def test_no_worker_starts_once_a_loader_is_closed():
+    readers = readers_of(no_fault)
+    readers.close()
+    before = multiprocessing.active_children()
+    with pytest.raises(ValueError, match="have been closed"):
+        readers["d"].start(0, np.arange(3))
+    assert multiprocessing.active_children() == before
+
+
+def test_no_worker_is_left_where_another_cannot_be_started(monkeypatch):
+    started, killed = [], []
+
+    class Worker:
+        def __init__(self, _):
+            if started:
+                raise OSError("no memory for another process")
+            started.append(self)
+
+        def kill(self):
+            killed.append(self)
+
+    monkeypatch.setattr(workers, "WorkerProcess", Worker)
+    with pytest.raises(OSError, match="no memory"):
+        readers_of(no_fault)["d"].start(0, np.arange(3))
+    assert killed == started
 
 
 # --- Stages ----------------------------------------------------------------------------------------------------------

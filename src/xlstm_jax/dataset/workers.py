@@ -17,6 +17,8 @@ from xlstm_jax.dataset.worker_process import WorkerEndedError, WorkerProcess
 
 __all__ = ["Readers"]
 
+CLOSED = "The workers of this loader have been closed."
+
 MOST_AHEAD = 512
 """Chunks that all lanes and datasets together start ahead, at most; one each is always allowed."""
 
@@ -43,6 +45,7 @@ class Readers(Mapping[str, ChunkReader]):
         self._in_threads = in_threads
         self._ahead = max(1, min(worker_count + 1, MOST_AHEAD // (lanes * max(1, len(self._readers)))))
         self._pool: _Pool | None = None
+        self._closed = False
         self._lock = threading.Lock()
 
     def __getitem__(self, name: str) -> ChunkReader:
@@ -58,8 +61,14 @@ class Readers(Mapping[str, ChunkReader]):
         return len(self._readers)
 
     def submit(self, name: str, epoch: int, index: NDArray[np.int64]) -> Future[Documents]:
-        """Let a worker read the documents of a dataset at `index`."""
+        """Let a worker read the documents of a dataset at `index`.
+
+        Raises:
+            ValueError: The readers have been closed.
+        """
         with self._lock:
+            if self._closed:
+                raise ValueError(CLOSED)
             if self._pool is not None and self._pool.broken_by is not None:
                 self._pool.close()
                 self._pool = None
@@ -70,6 +79,7 @@ class Readers(Mapping[str, ChunkReader]):
     def close(self) -> None:
         """End the workers; idempotent, and returns whatever they are doing."""
         with self._lock:
+            self._closed = True
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
@@ -134,8 +144,14 @@ class _Pool:
 
     def __init__(self, make_worker: Callable[[], _Worker], count: int) -> None:
         self._jobs: SimpleQueue[tuple[Future[Documents], str, int, NDArray[np.int64]] | None] = SimpleQueue()
-        self._workers = [make_worker() for _ in range(count)]
+        self._workers: list[_Worker] = []
         self.broken_by: BaseException | None = None
+        try:
+            for _ in range(count):
+                self._workers.append(make_worker())
+        except BaseException:
+            self.close()
+            raise
         for worker in self._workers:
             threading.Thread(target=self._drive, args=(worker,), name="xlstm-data-read", daemon=True).start()
 
@@ -145,7 +161,7 @@ class _Pool:
         return future
 
     def close(self) -> None:
-        self.broken_by = self.broken_by or ValueError("The workers of this loader have been closed.")
+        self.broken_by = self.broken_by or ValueError(CLOSED)
         for worker in self._workers:
             worker.kill()
             self._jobs.put(None)
