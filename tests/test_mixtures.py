@@ -418,6 +418,22 @@ def test_the_history_of_a_run_goes_with_its_checkpoints():
         ]  # fmt: skip
 
 
+def test_a_stage_that_began_behind_the_position_is_no_history_of_it():
+    with job_with("ab", [1, 3]).loader() as loader:
+        draw(loader, 3)
+        state, first = loader.get_state(), loader.history
+    with job_with("ab", [1, 1], revision=1).loader() as loader:
+        loader.set_state(state)
+        loader.set_history(first)
+        draw(loader, 2)
+        later = loader.history
+        loader.set_state(state)
+        loader.set_history(later)
+        assert loader.history == first
+        draw(loader, 2)
+        assert loader.history == later
+
+
 @pytest.mark.parametrize(
     ("names", "weights", "revision", "message"),
     [

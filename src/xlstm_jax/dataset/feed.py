@@ -222,7 +222,10 @@ class RowFeed:
 
     def set_history(self, history: Sequence[Mapping[str, Any]]) -> None:
         """See `Feed.set_history`."""
-        self._progress = Progress(self._run, self._progress.position, history)
+        position = self._progress.position
+        # A thread that saves both may take the history a batch later than the position.
+        begun = [entry for entry in history if entry["stage"] <= position.stage.number]
+        self._progress = Progress(self._run, position, begun)
 
     @property
     def epochs_seen(self) -> dict[str, float]:
