@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import os
 import pickle
 
 import numpy as np
@@ -94,6 +95,25 @@ def test_lengths_of_data_that_has_changed_are_counted_anew(folder, scans):
     write_array_record(path, [tokens.tobytes() for tokens in TOKENS[::-1]])
     assert ArrayRecordSource(path, dtype="int32").lengths.tolist() == [len(tokens) for tokens in TOKENS[::-1]]
     assert len(scans) == 2
+
+
+def test_what_changes_between_samples_of_a_file_of_the_same_size_is_noticed(folder, scans):
+    path = folder / "a.jsonl"
+    documents = [f"{n:06d} " + "a" * 100 for n in range(6000)]
+    path.write_bytes(json_lines({"text": text} for text in documents))
+    JsonLinesSource(path, column="text")
+    long, short = documents[3333] + documents[3334][:-3], documents[3334][-3:]
+    documents[3333:3335] = [long, short]
+    path.write_bytes(json_lines({"text": text} for text in documents))
+    assert JsonLinesSource(path, column="text").__getitems__([3333, 3334, 5999]) == [long, short, documents[5999]]
+    assert len(scans) == 2
+
+
+def test_a_copy_with_another_time_has_the_same_fingerprint(folder):
+    path = write_parquet(folder / "a.parquet", {"text": TEXTS})
+    first = ParquetSource(path).fingerprint
+    os.utime(path, (0, 0))
+    assert ParquetSource(path).fingerprint == first
 
 
 def test_the_same_bytes_read_as_another_dtype_have_other_lengths(folder):

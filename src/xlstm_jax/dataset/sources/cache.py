@@ -1,8 +1,8 @@
 """What is costly to find out about data files (lengths, line offsets) is kept beside them, or in a cache folder.
 
-The cache folder is `$XLSTM_DATA_CACHE`, else `~/.cache/xlstm-data`. Files are named after a stamp of the data's
-content, so what was kept for data that has changed since is not found again; they appear whole or not at all, and may
-be deleted at any time.
+The cache folder is `$XLSTM_DATA_CACHE`, else `~/.cache/xlstm-data`. Files are named after a stamp of the data,
+so what was kept for data that has changed since is not found again; they appear whole or not at all, and may be deleted
+at any time.
 """
 
 import logging
@@ -35,13 +35,17 @@ def cache_folder() -> Path:
 
 
 def stamp(paths: Sequence[Path], what: str) -> str:
-    """16 hex digits of the files' sizes and of samples of their bytes, first and last among them; and of `what`."""
+    """16 hex digits of the files' sizes, times of change and samples of their bytes; and of `what`.
+
+    Samples alone miss what changes between them, and times alone miss data that was put there with an old time.
+    """
     samples = max(2, min(_SAMPLES_PER_FILE, _SAMPLES // len(paths)))
     parts = [what.encode()]
     for path in paths:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            parts.append(str(size).encode())
+            status = os.fstat(file.fileno())
+            size = status.st_size
+            parts.append(f"{size} {status.st_mtime_ns}".encode())
             for place in sample_places(max(1, size - _SAMPLE_BYTES + 1), samples).tolist():
                 file.seek(place)
                 parts.append(file.read(_SAMPLE_BYTES))
