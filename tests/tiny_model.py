@@ -1,5 +1,7 @@
 """A language model so small that its training takes no time: to compare losses of runs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,10 @@ WIDTH = 12
 """Divides among all axes of the meshes of the tests."""
 
 
-def make_parameters(mesh: Mesh) -> dict[str, jax.Array]:
-    """Parameters, cut over the axis "model" where the mesh has one."""
+def make_parameters(mesh: Mesh, *, cut: bool = True) -> dict[str, jax.Array]:
+    """Parameters, cut over the axis "model" where the mesh has one, or whole on each device."""
     random = np.random.default_rng(0)
-    axis = "model" if "model" in mesh.axis_names else None
+    axis = "model" if cut and "model" in mesh.axis_names else None
     shapes = {"embed": ((TOKENS, WIDTH), PartitionSpec(None, axis)), "head": ((WIDTH, TOKENS), PartitionSpec(axis))}
     parameters = {}
     for name, (shape, spec) in shapes.items():
@@ -37,3 +39,13 @@ def train_step(parameters, batch):
     """One step of gradient descent: new parameters, and the loss before it."""
     value, gradients = jax.value_and_grad(loss)(parameters, batch)
     return jax.tree.map(lambda p, g: p - 0.5 * g, parameters, gradients), value
+
+
+def train_step_on_whole_batches(parameters, batch):
+    """The same, each device on the whole batch: then no sum depends on the devices, and losses are equal to the bit."""
+    return train_step(parameters, _put_together(batch.inputs.sharding.mesh)(batch))
+
+
+@functools.cache
+def _put_together(mesh: Mesh):
+    return jax.jit(lambda batch: batch, out_shardings=NamedSharding(mesh, PartitionSpec()))
