@@ -5,6 +5,7 @@ from concurrent.futures import Future
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from xlstm_jax.dataset.assembly import RowArrays, RowFormat, Shift, assemble, as
 from xlstm_jax.dataset.buffers import HostBuffers
 from xlstm_jax.dataset.lanes import RowRun
 from xlstm_jax.dataset.order import Order
-from xlstm_jax.dataset.packing import Packing
+from xlstm_jax.dataset.packing import Packing, pack_window
 from xlstm_jax.dataset.pieces import TOKEN_DTYPES
 from xlstm_jax.dataset.places import PlacedRun
 from xlstm_jax.dataset.sources import MemorySource
@@ -135,3 +136,24 @@ def test_batches_that_are_kept_stay_as_they_were():
     for batch, again in zip(kept, fresh, strict=True):
         for field, array in as_arrays(batch).items():
             np.testing.assert_array_equal(array, again[field])
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_streamed_windows_of_many_short_documents_are_not_packed_again_for_each_few_of_them(length, monkeypatch):
+    packed = []
+
+    def pack(lengths, *args, **options):
+        packed.append(len(lengths))
+        return pack_window(lengths, *args, **options)
+
+    monkeypatch.setattr("xlstm_jax.dataset.windows.pack_window", pack)
+    source = MemorySource([np.zeros(length, np.int32)] * 20_000)
+    packing = Packing(rule="best_fit", row_length=64, rows=64, long_documents="split", shuffle=False)
+    windows = windows_of(source, "streamed", packing, own_targets=False)
+    used, first = [], 0
+    while (window := windows.read(0, first, 0)) is not None:
+        used.append(window.packed.documents_used)
+        first = window.next_first
+    assert sum(used) == 20_000
+    assert len(used) >= 4
+    assert sum(packed) < 2 * sum(used)

@@ -215,10 +215,18 @@ class StreamedWindows:
                 packed = pack_window(lengths, self.packing, last=stop >= size, offset=offset, key=key)
             if packed is not None:
                 break
-            # Short documents are many to a window: it is not tried again for each few of them.
-            count = len(lengths) + max(1, len(lengths) // 16)
+            count = self._wanted(lengths)
         self._guess = max(1, packed.documents_used)
         return self._window(epoch, first, offset, ahead, packed)
+
+    def _wanted(self, lengths: NDArray[np.int64]) -> int:
+        """How many documents to try next, where these do not fill a window.
+
+        Short ones are many to a window: it is not tried again for each few of them.
+        """
+        count, tokens = len(lengths), int(lengths.sum())
+        by_tokens = count * self.packing.rows * self.packing.row_length // max(1, tokens)
+        return max(count + max(1, count // 16), min(2 * count, by_tokens))
 
     def _window(self, epoch: int, first: int, offset: int, ahead: list[Documents], packed: PackedWindow) -> Window:
         used = packed.documents_used
