@@ -101,6 +101,19 @@ def test_what_was_consumed_by_finished_shards_is_not_kept(bench, corpus):
     assert parts[0].name > "00000001"
 
 
+PAUSE = """
+import os, signal
+from xlstm_jax.prepare.progress import Progress
+add = Progress.add
+def add_and_pause(progress, done):
+    add(progress, done)
+    if progress.workers.total() == {tasks}:
+        os.kill(os.getpid(), signal.SIGSTOP)
+Progress.add = add_and_pause
+"""
+"""Stops a process once so many tasks are done; its workers go on with what they have."""
+
+
 class Command:
     """`xlstm-data prepare` as a process of its own."""
 
@@ -108,28 +121,24 @@ class Command:
         arguments = ["prepare", str(corpus), "--output", str(folder / "by-command"), "--workers", "2"]
         arguments += ["--tokenizer", str(folder / "tokenizer.json"), "--task-size", "20k", "--shard-size", "50k"]
         code = before + COMMAND
-        self.parts = folder / "by-command" / ".unfinished" / "parts"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def stop(self, number: int, tasks: int, then_s: float) -> tuple[int, str]:
-        """Send a signal some time after so many tasks are done, and wait for all its processes to end."""
-        while len(list(self.parts.glob("*.json"))) < tasks:
-            self.wait(0.01)
-        self.wait(then_s)
+    def stop(self, number: int, then_s: float) -> tuple[int, str]:
+        """Send a signal some time after the process has paused, and wait for all its processes to end."""
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
         workers = [os.pidfd_open(int(pid)) for pid in children_of(self.process.pid)]
         assert workers
+        with pytest.raises(subprocess.TimeoutExpired):
+            self.process.wait(then_s)
         self.process.send_signal(number)
+        self.process.send_signal(signal.SIGCONT)
         _, said = self.process.communicate(timeout=60)
         for worker in workers:
             assert select.select([worker], [], [], 60)[0], "a worker outlives its parent"
             os.close(worker)
         return self.process.returncode, said
-
-    def wait(self, seconds: float) -> None:
-        with pytest.raises(subprocess.TimeoutExpired):
-            self.process.wait(seconds)
 
     def finish(self) -> tuple[int, str]:
         _, said = self.process.communicate(timeout=120)
@@ -146,12 +155,17 @@ def test_killed_at_random_moments_the_command_ends_with_the_same_bytes(tmp_path)
     corpus = write_jsonl(tmp_path / "a.jsonl", make_texts(12_000, longest=80))
     settings = {"task_bytes": 20 << 10, "shard_bytes": 50 << 10}
     expected = whole_content_of(bench.prepare(corpus, **settings))
-    moment = np.random.default_rng(0).uniform
-    assert Command(tmp_path, corpus).stop(signal.SIGKILL, 2, moment(0, 0.1))[0] == -signal.SIGKILL
-    code, said = Command(tmp_path, corpus).stop(signal.SIGINT, 15, moment(0, 0.1))
+    chance = np.random.default_rng(0)
+
+    def stopped_by(number):
+        command = Command(tmp_path, corpus, before=PAUSE.format(tasks=chance.integers(1, 20)))
+        return command.stop(number, chance.uniform(0, 0.1))
+
+    assert stopped_by(signal.SIGKILL)[0] == -signal.SIGKILL
+    code, said = stopped_by(signal.SIGINT)
     assert (code, "goes on from here" in said) == (130, True)
-    assert Command(tmp_path, corpus).stop(signal.SIGTERM, 30, moment(0, 0.1))[0] == -signal.SIGTERM
-    assert Command(tmp_path, corpus).stop(signal.SIGKILL, 50, moment(0, 0.1))[0] == -signal.SIGKILL
+    assert stopped_by(signal.SIGTERM)[0] == -signal.SIGTERM
+    assert stopped_by(signal.SIGKILL)[0] == -signal.SIGKILL
     assert Command(tmp_path, corpus).finish()[0] == 0
     assert whole_content_of(tmp_path / "by-command") == expected
 
