@@ -131,29 +131,66 @@ def test_batches_are_on_the_devices_before_they_are_asked_for():
         assert loader.get_state()["step"] == 1
 
 
+def threads_of_loaders() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("xlstm-data")}
+
+
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_no_thread_outlives_a_loader(prefetch):
-    before = set(threading.enumerate())
-    loader = make_job(prefetch=prefetch).loader()
-    draw(loader, 2)
-    loader.close()
-    assert set(threading.enumerate()) <= before or not any(
-        thread.name.startswith(("xlstm-data-plan", "xlstm-data-build"))
-        for thread in set(threading.enumerate()) - before
-    )
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_thread_outlives_a_loader(kind, prefetch):
+    before = threads_of_loaders()
+    options = {"worker_count": 2, "use_thread_prefetch": True, "warn_after_s": 30}
+    with make_job(kind, prefetch=prefetch).loader(**options) as loader:
+        draw(loader, 2)
+        assert threads_of_loaders() > before
+    assert threads_of_loaders() <= before
 
 
 def test_a_loader_that_nobody_holds_ends_its_threads():
-    before = set(threading.enumerate())
+    before = threads_of_loaders()
     loader = make_job(prefetch=2).loader()
     draw(loader, 1)
-    own = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("xlstm-data")]
+    own = threads_of_loaders() - before
     assert own
     del loader
     gc.collect()
-    for thread in own:
+    assert all_end(own)
+
+
+def all_end(threads) -> bool:
+    for thread in threads:
         thread.join(60)
-        assert not thread.is_alive()
+    return not any(thread.is_alive() for thread in threads)
+
+
+def test_a_loader_that_one_of_its_own_threads_collects_ends_all_of_them(monkeypatch):
+    """The collector runs in any thread, wherever that stands: in one that holds the lock of the workers as well."""
+    reading, go_on = threading.Event(), threading.Event()
+    failures = []
+    monkeypatch.setattr("sys.unraisablehook", failures.append)
+
+    class Documents(Streamed):
+        def __getstate__(self):
+            reading.set()  # Workers start: the thread that plans holds their lock.
+            assert go_on.wait(60)
+            gc.collect()
+            raise TypeError("no worker is needed")
+
+    before = threads_of_loaders()
+    job = Job({"d": Documents(make_documents(0, 40, 40))}, prefetch=2, workers=1, options={"operations": [np.asarray]})
+    trainer = [job.loader()]
+    trainer.append(trainer)  # Only the collector can end a cycle.
+    gc.disable()
+    try:
+        trainer[0]._preparation._batches = trainer[0]._preparation._start()
+        assert reading.wait(60)
+        own = threads_of_loaders() - before
+        del trainer
+        go_on.set()
+        assert all_end(own)
+    finally:
+        gc.enable()
+    assert not failures
 
 
 def test_a_loader_is_a_context_and_says_when_it_has_been_closed():

@@ -1,5 +1,6 @@
 """The loader: batches of global arrays, prepared ahead of the step."""
 
+import atexit
 import os
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from xlstm_jax.dataset.feed import Feed, HostBatch
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.prefetch import OnDemand, Prefetcher
 from xlstm_jax.dataset.stages import Board, no_end_within, stage
+from xlstm_jax.dataset.threads import start_thread
 from xlstm_jax.dataset.watchdog import Watchdog
 
 __all__ = ["MultiHostDataLoadIterator"]
@@ -57,8 +59,8 @@ class MultiHostDataLoadIterator:
         self._preparation = _Preparation(feed, make_batch, prefetch, Watchdog(Board(), warn_after_s))
         self._at_start = True
         self._pass_ended = False
-        self._closed = False
-        self._finalizer = weakref.finalize(self, self._preparation.close)
+        self._finalizer = weakref.finalize(self, _close_in_background, self._preparation)
+        self._finalizer.atexit = False
 
     @property
     def iterator_length(self) -> int:
@@ -127,8 +129,8 @@ class MultiHostDataLoadIterator:
 
     def close(self) -> None:
         """End all threads and processes, whatever they are doing; idempotent."""
-        self._closed = True
-        self._finalizer()
+        self._finalizer.detach()
+        self._preparation.close()
 
     def __enter__(self) -> Self:
         return self
@@ -166,7 +168,7 @@ class MultiHostDataLoadIterator:
             self._at_start = True
 
     def _refuse_if_closed(self) -> None:
-        if self._closed:
+        if self._preparation.closed:
             raise ValueError("This loader has been closed; make a new one.")
 
 
@@ -179,6 +181,8 @@ class _Preparation:
         self._prefetch = prefetch
         self._watchdog = watchdog
         self._batches: Prefetcher[tuple[HostBatch, Any]] | OnDemand[tuple[HostBatch, Any]] | None = None
+        self.closed = False
+        atexit.register(self.close)
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -190,7 +194,9 @@ class _Preparation:
         """The next batch, or None where the data has ended."""
         with self.waiting("The next batch"):
             if self._batches is None:
-                self._batches = self._start()
+                self._batches = batches = self._start()
+                if self.closed:  # By another thread, which did not see these.
+                    batches.close()
             prepared = next(self._batches, None)
             if prepared is None or not self._feed.has_batch(prepared[0]):
                 return None
@@ -204,12 +210,14 @@ class _Preparation:
 
     def close(self) -> None:
         """End all threads and processes; idempotent."""
+        self.closed = True
         if self._batches is not None:
             # Before workers end: else those who wait for them would tell of an error.
             self._batches.stop()
         self._feed.close()
         self.stop()
         self._watchdog.close()
+        atexit.unregister(self.close)
 
     def _start(self) -> Prefetcher[tuple[HostBatch, Any]] | OnDemand[tuple[HostBatch, Any]]:
         tasks = (partial(_prepare, task, self._make_batch) for task in self._feed.tasks())
@@ -217,6 +225,15 @@ class _Preparation:
             return OnDemand(tasks)
         threads = min(self._prefetch, os.cpu_count() or 1)
         return Prefetcher(tasks, depth=self._prefetch, threads=threads, board=self._watchdog.board)
+
+
+def _close_in_background(preparation: _Preparation) -> None:
+    """End what a loader that was collected has left.
+
+    The collector runs in any thread, which may be one of those to be ended, and at any point, so that it may hold any
+    lock: nothing may be waited for there.
+    """
+    start_thread("close", preparation.close)
 
 
 def _prepare(task: Callable[[], HostBatch], make_batch: Callable[[HostBatch], Any]) -> tuple[HostBatch, Any]:

@@ -1,20 +1,17 @@
 """Work done ahead of its use, in threads, in order."""
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Generic, TypeVar
 
 from xlstm_jax.dataset.stages import Board
+from xlstm_jax.dataset.threads import join_threads, start_thread
 
 __all__ = ["OnDemand", "Prefetcher"]
 
-LOGGER = logging.getLogger(__name__)
-
 T = TypeVar("T")
-
-JOIN_TIMEOUT_S = 10.0
 
 
 class Prefetcher(Generic[T]):
@@ -23,19 +20,12 @@ class Prefetcher(Generic[T]):
     One thread draws the tasks from `tasks` in order, so drawing may carry state; `threads` others run them, so tasks
     must not depend on each other. An error in either is raised at its place in the order, and again by every later
     step: a loop that catches it must not take the next result for the one that failed.
-
-    The threads are daemons, so that none that hangs in a read keeps the interpreter from ending.
     """
 
     def __init__(self, tasks: Iterator[Callable[[], T]], *, depth: int, threads: int, board: Board) -> None:
         self._state = state = _State(tasks, depth)
         roles = [("plan", state.draw), *[("build", state.build)] * threads]
-        self._threads = [
-            threading.Thread(target=_run, args=(board, work), name=f"xlstm-data-{role}", daemon=True)
-            for role, work in roles
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads = [start_thread(role, partial(_run, board, work)) for role, work in roles]
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -50,10 +40,7 @@ class Prefetcher(Generic[T]):
     def close(self) -> None:
         """End all threads; idempotent, and returns even if a task never does."""
         self.stop()
-        for thread in self._threads:
-            thread.join(JOIN_TIMEOUT_S)
-        if any(thread.is_alive() for thread in self._threads):
-            LOGGER.warning("A read has not returned for %g s after close(); its thread is left behind.", JOIN_TIMEOUT_S)
+        join_threads(self._threads)
 
 
 class OnDemand(Generic[T]):

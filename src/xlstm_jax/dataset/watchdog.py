@@ -5,8 +5,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from xlstm_jax.dataset.stages import Board
+from xlstm_jax.dataset.threads import join_threads, start_thread
 
 __all__ = ["Watchdog"]
 
@@ -32,9 +34,7 @@ class Watchdog:
     def waiting(self, what: str) -> Iterator[None]:
         """Watch the wait that the body of this context is."""
         if self._after_s is not None and self._thread is None:
-            self._thread = threading.Thread(target=self._watch, args=(self._after_s,), name="xlstm-data-watch")
-            self._thread.daemon = True
-            self._thread.start()
+            self._thread = start_thread("watch", partial(self._watch, self._after_s))
         self._wait = (what, time.monotonic())
         try:
             yield
@@ -44,6 +44,8 @@ class Watchdog:
     def close(self) -> None:
         """End the watch; idempotent."""
         self._stop.set()
+        if self._thread is not None:
+            join_threads([self._thread])
 
     def _watch(self, after_s: float) -> None:
         told, limit = None, after_s

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlstm_jax.dataset.config import DatasetConfig
+from xlstm_jax.dataset.threads import join_threads, start_thread
 from xlstm_jax.dataset.transforms import DocumentReader, Documents
 from xlstm_jax.dataset.windows import ChunkReader
 from xlstm_jax.dataset.worker_process import WorkerEndedError, WorkerProcess
@@ -83,6 +85,7 @@ class Readers(Mapping[str, ChunkReader]):
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
+            join_threads(pool.threads)
 
     def _make_worker(self) -> "_Worker":
         return _ThreadWorker(self._readers) if self._in_threads else WorkerProcess(self._readers)
@@ -152,8 +155,7 @@ class _Pool:
         except BaseException:
             self.close()
             raise
-        for worker in self._workers:
-            threading.Thread(target=self._drive, args=(worker,), name="xlstm-data-read", daemon=True).start()
+        self.threads = [start_thread("read", partial(self._drive, worker)) for worker in self._workers]
 
     def submit(self, name: str, epoch: int, index: NDArray[np.int64]) -> Future[Documents]:
         future: Future[Documents] = Future()
