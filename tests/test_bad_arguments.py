@@ -288,6 +288,9 @@ WRONG = {
         ValueError,
         r"apply_padding=False, and 4 documents .* \(the first is document 0 with 4 tokens\).*pass apply_padding=True",
     ),
+    "no time before a warning": ({"warn_after_s": 0}, ValueError, "warn_after_s must be a number of seconds above 0"),
+    "an endless time before a warning": ({"warn_after_s": float("nan")}, ValueError, "above 0, or None for never"),
+    "words for a time before a warning": ({"warn_after_s": "1"}, TypeError, "warn_after_s must be a number .*got '1'"),
     "a batch class that is none": ({"batch_class": dict}, TypeError, "must be a dataclass or a NamedTuple, got"),
 }
 

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from loading import FIELDS, Job, Streamed, as_arrays, assert_same, draw, make_documents, one_device_mesh
-from xlstm_jax.dataset import LLMBatch, PositionError, make_grain_multihost_iterator
+from xlstm_jax.dataset import LLMBatch, PositionError, make_grain_multihost_iterator, threads
 
 KINDS = [list, Streamed]
 
@@ -299,6 +299,34 @@ def test_rows_that_grain_packed_are_loaded():
         batch = next(loader)
     assert batch.inputs.shape == batch.inputs_segmentation.shape == (4, 16)
     assert int(batch.inputs_segmentation.max()) > 1
+
+
+def test_values_of_foreign_rows_beyond_int32_are_refused():
+    dataset = rows(12).map(lambda row: row | {"inputs": row["inputs"].astype(np.int64) + 2**31}).to_iter_dataset()
+    with load([dataset]) as loader, pytest.raises(ValueError, match=r"'inputs' holds values from 2147483648 to"):
+        next(loader)
+
+
+def test_a_foreign_read_that_returns_late_takes_no_row_of_a_restored_position(monkeypatch):
+    monkeypatch.setattr(threads, "JOIN_TIMEOUT_S", 0.1)
+    reading, go_on = threading.Event(), threading.Event()
+
+    def wait_once(row):
+        if row["inputs"][0] == 6 and not reading.is_set():
+            reading.set()
+            go_on.wait(60)
+        return row
+
+    with load([rows(12).to_iter_dataset().map(wait_once)], worker_buffer_size=1) as loader:
+        head = first_tokens([next(loader)])
+        state = loader.get_state()
+        assert reading.wait(60)
+        loader.set_state(state)
+        late = next(thread for thread in threading.enumerate() if thread.name == "xlstm-data-plan")
+        second = threading.Thread(target=go_on.set)
+        second.start()
+        late.join(60)
+        assert head + first_tokens(list(loader)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
 def test_a_field_that_rows_lack_is_named():

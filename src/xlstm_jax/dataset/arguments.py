@@ -1,11 +1,12 @@
 """Checks of single arguments: an error says what was got and what would work."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["flag", "integer", "one_of"]
+__all__ = ["flag", "integer", "one_of", "seconds"]
 
 
 def integer(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
@@ -33,6 +34,23 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {value!r}.")
     return bool(value)
+
+
+def seconds(name: str, value: Any) -> float | None:
+    """`value` as a time in seconds; None stays None.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is not above 0, or not finite.
+    """
+    wanted = "a number of seconds above 0, or None for never"
+    if value is None:
+        return None
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be {wanted}, got {value!r}.")
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{name} must be {wanted}, got {value!r}.")
+    return float(value)
 
 
 def one_of(name: str, value: Any, known: Sequence[Any]) -> None:

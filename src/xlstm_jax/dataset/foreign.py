@@ -24,6 +24,7 @@ from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.position import PositionError
 from xlstm_jax.dataset.stages import stage
 from xlstm_jax.dataset.timeline import Timeline
+from xlstm_jax.dataset.transforms import as_int32
 
 __all__ = ["ForeignFeed"]
 
@@ -42,7 +43,7 @@ class ForeignFeed:
         worker_count: Worker processes of Grain's `mp_prefetch`; 0 for none.
 
     Raises:
-        ValueError: The mesh gives this process more or fewer rows than its datasets yield.
+        ValueError: The mesh gives this process rows that its datasets do not yield.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class ForeignFeed:
         drop_remainder: bool,
         worker_count: int,
     ) -> None:
-        sharding.refuse_other_rows_than_a_host_has()
+        sharding.refuse_rows_of_other_hosts()
         mixed = _mix(datasets, weights)
         if worker_count:
             if not flags.FLAGS.is_parsed():
@@ -70,25 +71,41 @@ class ForeignFeed:
         self._rows = _pass_rows(dataset_lengths, weights)
         self._fields = tuple(fields)
         self._drop_remainder = drop_remainder
-        self._iterator = iter(mixed)
-        self._start_state = self._iterator.get_state()
+        at_start = iter(mixed)
+        self._start_state = at_start.get_state()
+        at_start.close()
         self._state: dict[str, Any] = {"step": 0, "passes": 0, "grain": self._start_state}
 
     def tasks(self) -> Iterator[Callable[[], HostBatch]]:
         """See `Feed.tasks`."""
-        iterator = self._iterator
-        iterator.set_state(self._state["grain"])
-        step = self._state["step"]
-        while True:
-            size = self._timeline.shape(self._timeline.moment(step))[0]
-            wanted = size // self._sharding.host_count
-            with stage("read", f"rows of step {step} from Grain's datasets"):
-                rows = [row for _, row in zip(range(wanted), iterator, strict=False)]
-            if not rows or (len(rows) < wanted and self._drop_remainder):
-                return
-            step += 1
-            batch = HostBatch(size, self._stack(rows, wanted), {"step": step, "grain": iterator.get_state()})
-            yield partial(_identity, batch)
+        # A new one: a read of before that has not returned yet must not advance it.
+        iterator = iter(self._dataset)
+        try:
+            iterator.set_state(self._state["grain"])
+            step = self._state["step"]
+            while True:
+                size = self._timeline.shape(self._timeline.moment(step))[0]
+                wanted = size // self._sharding.host_count
+                with stage("read", f"rows of step {step} from Grain's datasets"):
+                    rows = [row for _, row in zip(range(wanted), iterator, strict=False)]
+                if not rows or (len(rows) < wanted and self._drop_remainder):
+                    return
+                step += 1
+                batch = HostBatch(size, self._stack(rows, wanted), {"step": step, "grain": iterator.get_state()})
+                yield partial(self._build, batch)
+        finally:
+            # Here, as a step of Grain's that waits never ends where another thread closes the iterator.
+            iterator.close()
+
+    def _build(self, batch: HostBatch) -> HostBatch:
+        """The rows that this process needs of those that its host has."""
+        begin = self._sharding.host_index * (batch.size // self._sharding.host_count)
+        ranges = [(low - begin, high - begin) for low, high in self._sharding.rows(batch.size)]
+        rows = {
+            field: np.concatenate([array[:0], *[array[low:high] for low, high in ranges]])
+            for field, array in batch.rows.items()
+        }
+        return batch._replace(rows=rows)
 
     def has_batch(self, batch: HostBatch) -> bool:
         """See `Feed.has_batch`."""
@@ -153,8 +170,7 @@ class ForeignFeed:
         return {}
 
     def close(self) -> None:
-        """See `Feed.close`."""
-        self._iterator.close()
+        """See `Feed.close`; Grain's iterators end with what draws from them."""
 
     @property
     def iterator_length(self) -> int:
@@ -186,7 +202,7 @@ class ForeignFeed:
         if stacked.dtype.kind not in "iu":
             raise TypeError(f"The field {field!r} holds {stacked.dtype} values; batches hold integers.")
         padding = [(0, wanted - len(rows))] + [(0, 0)] * (stacked.ndim - 1)
-        return np.pad(stacked, padding).astype(np.int32, copy=False)
+        return np.pad(as_int32(stacked, lambda: f"The field {field!r} holds values"), padding)
 
 
 def _mix(datasets: Sequence[grain.IterDataset[Any]], weights: Sequence[float]) -> grain.IterDataset[Any]:
@@ -195,10 +211,6 @@ def _mix(datasets: Sequence[grain.IterDataset[Any]], weights: Sequence[float]) -
     if len(drawn) == 1:
         return drawn[0][0]
     return grain.IterDataset.mix([dataset for dataset, _ in drawn], [weight for _, weight in drawn])
-
-
-def _identity(batch: HostBatch) -> HostBatch:
-    return batch
 
 
 def _pass_rows(lengths: Sequence[int], weights: Sequence[float]) -> int:

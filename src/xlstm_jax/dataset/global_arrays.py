@@ -97,28 +97,11 @@ class BatchSharding:
         index, count = dataloading_host(self.mesh, self.spec)
         ranges = ", ".join(f"{low} to {high - 1}" for low, high in needed)
         raise ValueError(
-            f"As host {self.host_index} of {self.host_count} this process reads the lanes of rows {start} to "
+            f"As host {self.host_index} of {self.host_count} this process reads rows {start} to "
             f"{stop - 1} of every {self.divisor}, and the mesh gives its devices rows {ranges}. Where lengths are "
-            f"known only once documents are read, both must agree: pass dataloading_host_index={index} and "
+            f"known only once rows are read, both must agree: pass dataloading_host_index={index} and "
             f"dataloading_host_count={count} here, as dataloading_host(mesh, batch_partition_spec) says, or another "
             "mesh."
-        )
-
-    def refuse_other_rows_than_a_host_has(self) -> None:
-        """Refuse a mesh that gives this process another number of rows than a host has, where it cannot tell which.
-
-        Raises:
-            ValueError: It does; the message says how many hosts would fit.
-        """
-        needed = sum(high - low for low, high in self.rows(self.divisor))
-        own = self.divisor // self.host_count
-        if needed in {0, own}:
-            return
-        index, count = dataloading_host(self.mesh, self.spec)
-        raise ValueError(
-            f"One of {self.host_count} hosts has {own} of every {self.divisor} rows, and the mesh gives the devices of "
-            f"this process {needed}. Make the datasets, and the loader, for dataloading_host_index={index} and "
-            f"dataloading_host_count={count}, as dataloading_host(mesh, batch_partition_spec) says."
         )
 
     def arrays(self, size: int, rows: Mapping[str, NDArray[np.int32]]) -> dict[str, jax.Array]:

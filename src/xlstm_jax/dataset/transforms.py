@@ -20,7 +20,7 @@ from xlstm_jax.dataset.sources.base import TOKEN_FIELDS
 from xlstm_jax.dataset.sources.records import RecordError, read_with_errors
 from xlstm_jax.dataset.stages import stage
 
-__all__ = ["DocumentReader", "Documents", "EmptyCount", "check_operations"]
+__all__ = ["DocumentReader", "Documents", "EmptyCount", "as_int32", "check_operations"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -270,11 +270,20 @@ def _tokens(element: Any, describe: Describe, index: int) -> NDArray[np.int32]:
         return np.zeros(0, dtype=np.int32)
     if tokens.dtype.kind not in "iu":
         raise TypeError(f"{describe(index)} holds {tokens.dtype} values; token ids must be integers.")
-    if tokens.dtype.itemsize >= _INT32.dtype.itemsize and tokens.dtype != np.int32:
-        low, high = tokens.min(), tokens.max()
+    return as_int32(tokens, lambda: f"{describe(index)} holds token ids")
+
+
+def as_int32(values: NDArray[Any], what: Callable[[], str]) -> NDArray[np.int32]:
+    """Integers as int32.
+
+    Raises:
+        ValueError: They do not fit; the message begins with `what()`.
+    """
+    if values.size and values.dtype.itemsize >= _INT32.dtype.itemsize and values.dtype != np.int32:
+        low, high = values.min(), values.max()
         if low < _INT32.min or high > _INT32.max:
-            raise ValueError(f"{describe(index)} holds token ids from {low} to {high}; they must fit int32.")
-    return tokens.astype(np.int32, copy=False)
+            raise ValueError(f"{what()} from {low} to {high}; they must fit int32.")
+    return values.astype(np.int32, copy=False)
 
 
 def _concatenate(arrays: list[NDArray[np.int32]]) -> NDArray[np.int32]:

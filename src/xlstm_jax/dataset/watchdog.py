@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from xlstm_jax.dataset.arguments import seconds
 from xlstm_jax.dataset.stages import Board
 from xlstm_jax.dataset.threads import join_threads, start_thread
 
@@ -25,7 +26,7 @@ class Watchdog:
 
     def __init__(self, board: Board, after_s: float | None) -> None:
         self.board = board
-        self._after_s = after_s
+        self._after_s = seconds("warn_after_s", after_s)
         self._wait: tuple[str, float] | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
