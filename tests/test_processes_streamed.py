@@ -20,6 +20,7 @@ from xlstm_jax.dataset import (
     open_source,
     shard_grain_dataset,
 )
+from xlstm_jax.dataset.global_arrays import DataloadingHost
 
 STEPS = 4
 MANY = 1000
@@ -112,14 +113,15 @@ def load_damaged_in_a_process(file: str) -> dict:
     return {"held": held, "skipped": skipped, "refused": refused}
 
 
-def foreign_loader():
-    """Rows of Grain, of which each process loads its own."""
-    host = dataloading_host(meshes.make_mesh("one axis")[0])
+def foreign_loader(name, hosts=None):
+    """Rows of Grain, of which each process loads those of its host."""
+    mesh, spec = meshes.make_mesh(name)
+    host = dataloading_host(mesh, spec) if hosts is None else DataloadingHost(jax.process_index(), hosts)
     rows = shard_grain_dataset(grain.MapDataset.range(96), *host)
     dataset = rows.map(lambda i: {"inputs": np.full(4, i, np.int32)}).to_iter_dataset()
     return make_grain_multihost_iterator(
-        [dataset], [96], meshes.make_mesh("one axis")[0], 24, host.dataloading_host_count,
-        worker_count=0, batch_class=Inputs,
+        [dataset], [96], mesh, 24, host.dataloading_host_count,
+        worker_count=0, batch_class=Inputs, batch_partition_spec=spec,
     )  # fmt: skip
 
 
@@ -129,14 +131,21 @@ class Inputs(NamedTuple):
 
 def load_foreign_in_a_process() -> dict:
     """First tokens that this process holds, of all batches and of those behind a position; and that position."""
-    with foreign_loader() as loader:
+    with foreign_loader("one axis") as loader:
         whole = [first_tokens(batch) for batch in loader]
-    with foreign_loader() as loader:
+    with foreign_loader("one axis") as loader:
         next(loader)
         state = loader.get_state()
-    with foreign_loader() as loader:
+    with foreign_loader("one axis") as loader:
         loader.set_state(state)
-        return {"whole": whole, "resumed": [first_tokens(batch) for batch in loader], "state": state}
+        resumed = [first_tokens(batch) for batch in loader]
+    with foreign_loader("processes in turn") as loader:
+        in_turn = first_tokens(next(loader))
+    try:
+        foreign_loader("everything replicated", hosts=2)
+    except ValueError as error:
+        refused = str(error)
+    return {"whole": whole, "resumed": resumed, "state": state, "in turn": in_turn, "refused": refused}
 
 
 def first_tokens(batch) -> list[int]:
@@ -229,6 +238,9 @@ def test_foreign_datasets_resume_on_as_many_processes_each_with_its_own_state(tm
     assert [report["whole"][0] for report in reports] == [list(range(12)), list(range(48, 60))]
     assert all(report["resumed"] == report["whole"][1:] for report in reports)
     assert reports[0]["state"] == reports[1]["state"]
+    # One host that both are, each of which gets its rows of all.
+    assert [row // 4 % 2 for report in reports for row in report["in turn"]] == [0] * 12 + [1] * 12
+    assert all("the mesh gives its devices rows 0 to 1" in report["refused"] for report in reports)
     with Job({"d": documents_of((3,))["d0"]}).loader() as ours, pytest.raises(PositionError):
         ours.set_state(reports[0]["state"])
 

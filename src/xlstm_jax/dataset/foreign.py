@@ -58,6 +58,7 @@ class ForeignFeed:
         drop_remainder: bool,
         worker_count: int,
     ) -> None:
+        sharding = sharding.as_host_of_own_rows()
         sharding.refuse_rows_of_other_hosts()
         mixed = _mix(datasets, weights)
         if worker_count:

@@ -1,9 +1,9 @@
 """Which rows of a batch this process needs, and how they become global `jax.Array`s."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -83,6 +83,12 @@ class BatchSharding:
         """First and last + 1 row of the host, of the smallest batch that can be cut (`divisor` rows)."""
         own = self.divisor // self.host_count
         return self.host_index * own, (self.host_index + 1) * own
+
+    def as_host_of_own_rows(self) -> Self:
+        """The same for the host whose rows the mesh gives this process, where nobody has said which it is."""
+        needed = () if self.played else self.rows(self.divisor)
+        own = self.divisor // self.host_count
+        return replace(self, host_index=needed[0][0] // own if needed else 0)
 
     def refuse_rows_of_other_hosts(self) -> None:
         """Refuse a mesh that gives this process rows of another host, where a host reads only its own.
