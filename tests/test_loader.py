@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from loading import FIELDS, Job, Streamed, as_arrays, assert_same, draw, make_documents, one_device_mesh
-from xlstm_jax.dataset import LLMBatch, PositionError, make_grain_multihost_iterator, threads
+from xlstm_jax.dataset import LLMBatch, MemorySource, PositionError, make_grain_multihost_iterator, threads
 
 KINDS = [list, Streamed]
 
@@ -155,6 +155,29 @@ def test_a_loader_that_nobody_holds_ends_its_threads():
     del loader
     gc.collect()
     assert all_end(own)
+
+
+def test_what_counts_passes_in_the_background_ends_with_the_loader():
+    class Slow(MemorySource):
+        waits = False
+
+        def lengths_of(self, documents):
+            if self.waits and threading.current_thread().name == "xlstm-data-count":
+                counting.set()
+                assert go_on.wait(60)
+            return super().lengths_of(documents)
+
+    counting, go_on = threading.Event(), threading.Event()
+    source = Slow(make_documents(0, 3000, 20))
+    loader = Job({"d": source}, batch=64, prefetch=1).loader()
+    source.waits = True
+    while not counting.is_set():
+        next(loader)
+    (thread,) = [thread for thread in threads_of_loaders() if thread.name == "xlstm-data-count"]
+    threading.Timer(0.2, go_on.set).start()
+    loader.close()
+    assert not thread.is_alive()
+    assert len(loader) == len(Job({"d": make_documents(0, 3000, 20)}, batch=64).loader())
 
 
 def all_end(threads) -> bool:
@@ -317,16 +340,16 @@ def test_a_foreign_read_that_returns_late_takes_no_row_of_a_restored_position(mo
             go_on.wait(60)
         return row
 
-    with load([rows(12).to_iter_dataset().map(wait_once)], worker_buffer_size=1) as loader:
+    with load([rows(24).to_iter_dataset().map(wait_once)], worker_buffer_size=1, lengths=[24]) as loader:
         head = first_tokens([next(loader)])
         state = loader.get_state()
         assert reading.wait(60)
         loader.set_state(state)
         late = next(thread for thread in threading.enumerate() if thread.name == "xlstm-data-plan")
-        second = threading.Thread(target=go_on.set)
-        second.start()
+        head += first_tokens([next(loader)])
+        go_on.set()
         late.join(60)
-        assert head + first_tokens(list(loader)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+        assert head + first_tokens(list(loader)) == np.arange(24).reshape(6, 4).tolist()
 
 
 def test_a_field_that_rows_lack_is_named():

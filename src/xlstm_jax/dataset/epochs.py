@@ -1,6 +1,7 @@
 """How many rows and tokens an epoch of a dataset has."""
 
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +21,18 @@ class EpochSize(NamedTuple):
 
 
 def count_epoch(
-    dataset: DatasetConfig, *, window_rows: int, row_length: int, num_shards: int, endless: bool
+    dataset: DatasetConfig,
+    *,
+    window_rows: int,
+    row_length: int,
+    num_shards: int,
+    endless: bool,
+    between: Callable[[], None] = lambda: None,
 ) -> EpochSize:
-    """Count the first epoch of planned data by planning all of it; takes a pass over all lengths."""
+    """Count the first epoch of planned data by planning all of it; takes a pass over all lengths.
+
+    `between` is called for each window; what it raises ends the count.
+    """
     packing = dataset.packing(window_rows, row_length)
     rows = tokens = 0
     for lane in range(num_shards):
@@ -30,6 +40,7 @@ def count_epoch(
         windows = PlannedWindows(part, packing, dataset.source.lengths_of)
         first = offset = 0
         while (window := windows.read(0, first, offset)) is not None:
+            between()
             rows += window.rows
             tokens += int(window.packed.length.sum(dtype=np.int64))
             first, offset = window.next_first, window.next_offset
@@ -71,7 +82,13 @@ class EpochSizes:
         return self._tokens[key]
 
     def count(
-        self, dataset: DatasetConfig, window_rows: int, row_length: int, num_shards: int, endless: bool
+        self,
+        dataset: DatasetConfig,
+        window_rows: int,
+        row_length: int,
+        num_shards: int,
+        endless: bool,
+        between: Callable[[], None],
     ) -> EpochSize:
         """See `count_epoch`."""
         key = (dataset.name, window_rows, row_length, num_shards, endless)
@@ -83,5 +100,6 @@ class EpochSizes:
                     row_length=row_length,
                     num_shards=num_shards,
                     endless=endless,
+                    between=between,
                 )
             return self._known[key]

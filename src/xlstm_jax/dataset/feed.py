@@ -213,6 +213,7 @@ class RowFeed:
     def set_state(self, state: Mapping[str, Any], appended: Collection[str]) -> None:
         """See `Feed.set_state`."""
         run, position = resume(self._run, Position.from_json(state), appended)
+        self._pass_length.close()
         self._begin(run, position)
 
     @property
@@ -235,6 +236,7 @@ class RowFeed:
     def close(self) -> None:
         """See `Feed.close`."""
         self._readers.close()
+        self._pass_length.close()
 
     @property
     def iterator_length(self) -> int:

@@ -1,12 +1,18 @@
 """How long a pass is: rows until every dataset has been seen at least once."""
 
+import contextlib
 import threading
 from fractions import Fraction
 
 from xlstm_jax.dataset.epochs import fewest_rows
 from xlstm_jax.dataset.run import Run
+from xlstm_jax.dataset.threads import join_threads, start_thread
 
 __all__ = ["PassLength"]
+
+
+class _ClosedError(Exception):
+    """Nobody needs what is counted any more."""
 
 
 class PassLength:
@@ -32,6 +38,7 @@ class PassLength:
         self._lock = threading.Lock()
         self._rows: int | None = None
         self._thread: threading.Thread | None = None
+        self._closed = False
         self._ends: dict[tuple[int, bool], int] = {}
 
     @property
@@ -46,18 +53,31 @@ class PassLength:
         """Whether the first `passes` passes hold all places before `place`."""
         if place <= self._end(passes, exact=False):
             if self._thread is None and 2 * place > self._end(passes, exact=False):
-                self._thread = threading.Thread(target=lambda: self.rows, name="xlstm-data-count", daemon=True)
-                self._thread.start()
+                self._thread = start_thread("count", self._count_ahead)
             return True
         with self._lock:
             return place <= self._end(passes, exact=True)
+
+    def close(self) -> None:
+        """End what counts in the background; idempotent. Lengths can be asked for as before."""
+        self._closed = True
+        if self._thread is not None:
+            join_threads([self._thread])
+
+    def _count_ahead(self) -> None:
+        with contextlib.suppress(Exception):  # Whoever needs the length counts again, and is told.
+            self.rows  # noqa: B018 - remembered
+
+    def _end_where_closed(self) -> None:
+        if self._closed and threading.current_thread() is self._thread:
+            raise _ClosedError
 
     def _count(self) -> int:
         if not self._one_epoch and not all(dataset.num_epochs == 1 for dataset in self._run.datasets):
             return self._end(1, exact=True)
         # Every dataset goes on until its own epoch is out; then the data has ended.
         if self._run.changes and self._run.planned:
-            return self._run.count_rows(one_epoch=self._one_epoch)
+            return self._run.count_rows(one_epoch=self._one_epoch, between=self._end_where_closed)
         piece = next(self._run.pieces())
         return sum(self._epoch_rows(d, piece.length, exact=True) for d, weight in enumerate(piece.weights) if weight)
 
@@ -91,5 +111,6 @@ class PassLength:
         if not dataset.planned:
             return self._documents[number]
         if exact:
-            return self._run.epoch(number, row_length, one_epoch=self._one_epoch).rows
+            between = self._end_where_closed
+            return self._run.epoch(number, row_length, one_epoch=self._one_epoch, between=between).rows
         return max(1, fewest_rows(dataset, row_length))

@@ -1,6 +1,6 @@
 """A run: datasets, mixture, batch sizes and row lengths; turns a position into a plan of batches, and back."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, partial
@@ -141,11 +141,13 @@ class Run:
             by_rows.append(Fraction(str(weight)) * epoch.rows / epoch.tokens)
         return integer_weights(by_rows)
 
-    def epoch(self, number: int, row_length: int, *, one_epoch: bool = False) -> EpochSize:
+    def epoch(
+        self, number: int, row_length: int, *, one_epoch: bool = False, between: Callable[[], None] = lambda: None
+    ) -> EpochSize:
         """Rows and tokens of the first epoch of a planned dataset; counted once for each row length."""
         dataset = self.datasets[number]
         endless = dataset.num_epochs is None and not one_epoch
-        return self._epochs.count(dataset, self.window_rows(dataset), row_length, self.num_shards, endless)
+        return self._epochs.count(dataset, self.window_rows(dataset), row_length, self.num_shards, endless, between)
 
     def tokens_of_epoch(self, dataset: DatasetConfig, row_length: int) -> int:
         """Tokens that rows of this length hold in an epoch of a planned dataset."""
@@ -170,11 +172,12 @@ class Run:
                 stage, weights = number, self.weights(number, length)
             yield Piece(start, steps, None if steps is None else steps * size, length, stage, weights)
 
-    def count_rows(self, *, one_epoch: bool) -> int:
+    def count_rows(self, *, one_epoch: bool, between: Callable[[], None]) -> int:
         """Rows of a planned run that ends, by planning all of it."""
         planner = self.plan_from(self.start(), range(self.num_shards), {}, one_epoch=one_epoch)
         rows = 0
         while (plan := planner.next_batch()).rows:
+            between()
             rows += plan.rows
         return rows
 
