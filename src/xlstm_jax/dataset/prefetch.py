@@ -124,10 +124,10 @@ class _State(Generic[T]):
             slot = self._draw_one()
             with self._changed:
                 self._slots.append(slot)
-                if not slot.done:
+                if slot.task is not None:
                     self._to_run.append(slot)
                 self._changed.notify_all()
-            if slot.done:
+            if slot.task is None:  # Whether it is done tells nothing here: a task may have been run by now.
                 return
 
     def _draw_one(self) -> _Slot[T]:
