@@ -104,6 +104,7 @@ def test_what_was_consumed_by_finished_shards_is_not_kept(bench, corpus):
 PAUSE = """
 import os, signal
 from xlstm_jax.prepare.progress import Progress
+signal.signal(signal.SIGINT, signal.default_int_handler)
 add = Progress.add
 def add_and_pause(progress, done):
     add(progress, done)
@@ -111,7 +112,10 @@ def add_and_pause(progress, done):
         os.kill(os.getpid(), signal.SIGSTOP)
 Progress.add = add_and_pause
 """
-"""Stops a process once so many tasks are done; its workers go on with what they have."""
+"""Stops a process once so many tasks are done; its workers go on with what they have.
+
+A shell lets what it starts in the background ignore SIGINT, and with it all that these tests start.
+"""
 
 
 class Command:
