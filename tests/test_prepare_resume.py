@@ -13,6 +13,7 @@ import pytest
 from preparing import Bench, interrupt_after, make_texts, save_tokenizer, whole_content_of, write_jsonl
 from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.prepare import PrepareError, prepare, read_manifest
+from xlstm_jax.prepare.storage import resource
 from xlstm_jax.prepare.workspace import Workspace
 
 TEXTS = make_texts(150)
@@ -272,6 +273,30 @@ def test_other_settings_are_refused_and_named(bench, corpus):
     more = write_jsonl(bench.folder / "b.jsonl", ["x"])
     with pytest.raises(PrepareError, match=r"1 new \(such as .*b\.jsonl\)"):
         bench.prepare(corpus, more, output=config.output)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ("aab", "ab", r"1 gone \(such as .*a\.jsonl\)"),
+        ("ab", "aab", r"1 new \(such as .*a\.jsonl\)"),
+        ("aab", "aba", "in another order"),
+    ],
+)
+def test_a_file_that_is_named_twice_counts_twice(bench, before, now, said):
+    paths = {name: write_jsonl(bench.folder / f"{name}.jsonl", TEXTS[:40]) for name in "ab"}
+    config = bench.config(*(paths[name] for name in before))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, watch=interrupt_after(4))
+    with pytest.raises(PrepareError, match=said):
+        bench.prepare(*(paths[name] for name in now), output=config.output)
+
+
+def test_urls_are_told_apart_by_their_queries_and_not_by_their_signatures():
+    url = "https://someone:secret@host/get"
+    assert resource(f"{url}?id=1") != resource(f"{url}?id=2")
+    assert resource(f"{url}?id=1&X-Amz-Signature=ab&Expires=5") == resource(f"{url}?id=1&X-Amz-Signature=cd&Expires=6")
+    assert "secret" not in resource(f"{url}?id=1&sig=secret")
 
 
 def test_two_processes_do_not_work_on_one_store(bench, corpus):

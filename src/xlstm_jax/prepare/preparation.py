@@ -20,7 +20,7 @@ from xlstm_jax.prepare.inputs import InputFile, list_inputs
 from xlstm_jax.prepare.progress import Progress, Watch, log_lines
 from xlstm_jax.prepare.settle import settle
 from xlstm_jax.prepare.splits import SplitRule
-from xlstm_jax.prepare.storage import public
+from xlstm_jax.prepare.storage import public, resource
 from xlstm_jax.prepare.tasks import cut_into_tasks
 from xlstm_jax.prepare.worker import Job
 from xlstm_jax.prepare.workspace import Workspace, read_json, sync
@@ -53,7 +53,7 @@ def prepare(config: PrepareConfig, *, command: str | None = None, watch: Watch |
     """
     files = list_inputs(config)
     job, settings = settle(config, files)
-    inputs = [{"path": public(file.path), "size": file.size, "identity": file.identity} for file in files]
+    inputs = [_entry(file) for file in files]
     summary: dict[str, Any] = {
         "files": len(files),
         "bytes": sum(file.size for file in files),
@@ -75,6 +75,14 @@ def prepare(config: PrepareConfig, *, command: str | None = None, watch: Watch |
                 workspace.sweep(settings)
         workspace.end()
     return manifest
+
+
+def _entry(file: InputFile) -> dict[str, Any]:
+    """What is written down of an input file."""
+    entry = {"path": public(file.path), "size": file.size, "identity": file.identity}
+    # The path is shown without the query, which may be all that tells two files apart.
+    named = resource(file.path)
+    return entry if named == entry["path"] else entry | {"resource": digest(named.encode())}
 
 
 def _finished(config: PrepareConfig, settings: dict[str, Any], inputs: dict[str, Any]) -> Manifest:

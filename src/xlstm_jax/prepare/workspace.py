@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -184,19 +185,27 @@ class Workspace:
 
     def _refuse_other_inputs(self, listed: Path, inputs: list[dict[str, Any]]) -> None:
         with listed.open("rb") as file:
-            before = {entry["path"]: entry for entry in map(json.loads, file)}
-        now = {entry["path"]: entry for entry in inputs}
+            before = list(map(json.loads, file))
+        if before == inputs:
+            return
+        # A file may be named more than once; each time counts.
+        paths_before = Counter(entry["path"] for entry in before)
+        paths = Counter(entry["path"] for entry in inputs)
+        entries_before = {tuple(entry.values()) for entry in before}
         changes = {
-            "new": [path for path in now if path not in before],
-            "gone": [path for path in before if path not in now],
-            "changed": [path for path, entry in now.items() if path in before and before[path] != entry],
+            "new": list((paths - paths_before).elements()),
+            "gone": list((paths_before - paths).elements()),
+            "changed": [
+                entry["path"]
+                for entry in inputs
+                if entry["path"] in paths_before and tuple(entry.values()) not in entries_before
+            ],
         }
-        found = [f"{len(paths)} {what} (such as {paths[0]})" for what, paths in changes.items() if paths]
-        if found or list(before) != list(now):
-            raise PrepareError(
-                f"{self.output} was begun with other input files: {', '.join(found) or 'in another order'}. "
-                "Name another output folder, or bring the input back to what it was."
-            )
+        found = [f"{len(those)} {what} (such as {those[0]})" for what, those in changes.items() if those]
+        raise PrepareError(
+            f"{self.output} was begun with other input files: {', '.join(found) or 'in another order'}. "
+            "Name another output folder, or bring the input back to what it was."
+        )
 
     def end(self) -> None:
         """Clear away all that was needed only for the work."""
