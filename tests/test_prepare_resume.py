@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from preparing import Bench, interrupt_after, make_texts, save_tokenizer, whole_content_of, write_jsonl
@@ -290,6 +292,25 @@ def test_a_file_that_is_named_twice_counts_twice(bench, before, now, said):
         prepare(config, watch=interrupt_after(4))
     with pytest.raises(PrepareError, match=said):
         bench.prepare(*(paths[name] for name in now), output=config.output)
+
+
+def test_parts_of_other_pieces_of_the_input_are_not_taken_for_those_of_a_task(bench, monkeypatch):
+    table = pa.table({"text": TEXTS})
+    for name in "ab":
+        pq.write_table(table, bench.folder / f"{name}.parquet", row_group_size=5)
+    config = bench.config(bench.folder / "a.parquet", bench.folder / "b.parquet", on_error="skip", task_bytes=500)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, watch=interrupt_after(10))
+
+    def lost(*_):
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("xlstm_jax.prepare.tasks.open_file", lost)
+        with pytest.raises(PrepareError, match=r"other tasks .* from .*a\.parquet on"):
+            prepare(config)
+    prepare(config)
+    assert bench.texts_of(config.output) == TEXTS + TEXTS
 
 
 def test_urls_are_told_apart_by_their_queries_and_not_by_their_signatures():

@@ -6,9 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlstm_jax.prepare.duplicates import mark_first
+from xlstm_jax.prepare.errors import PrepareError
 from xlstm_jax.prepare.plan import ShardPlan, ShardPlanner
 from xlstm_jax.prepare.progress import Progress
 from xlstm_jax.prepare.splits import SplitRule
+from xlstm_jax.prepare.storage import public
 from xlstm_jax.prepare.tasks import Task
 from xlstm_jax.prepare.work import Work, Worklist, marker_of
 from xlstm_jax.prepare.worker import Done, Job, run_task
@@ -46,9 +48,10 @@ class Course:
         """The work, piece by piece; None where it depends on what is under way."""
         for task in self._tasks:
             self.parts += 1
+            done = self._is_done(task)
             if self._job.only_refers_to(task):
                 run_task(self._job, task)
-            elif self._workspace.part_marker(task.number).is_file():
+            elif done:
                 self._progress.resumed_bytes += task.size
             else:
                 self._tasks_under_way += 1
@@ -60,6 +63,18 @@ class Course:
             if not self._job.config.drop_duplicates:
                 yield from self._full_shards()
         yield from self._last_shards()
+
+    def _is_done(self, task: Task) -> bool:
+        marker = self._workspace.part_marker(task.number)
+        if not marker.is_file():
+            return False
+        if read_json(marker).get("task") != task.identity:
+            raise PrepareError(
+                f"The input is cut into other tasks than when {self._workspace.output} was begun, from "
+                f"{public(task.pieces[0].path)} on: most likely a file could not be read then and can be now, or the "
+                "other way round. See that all files can be read as they could then, or name another output folder."
+            )
+        return True
 
     def finished(self, work: Work, done: Done) -> None:
         """Say that a piece of work is done."""

@@ -9,11 +9,12 @@ import numpy as np
 
 from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.dataset.sources.extras import require
+from xlstm_jax.dataset.sources.fingerprint import digest
 from xlstm_jax.prepare.config import PrepareConfig
 from xlstm_jax.prepare.copies import local_file, local_store
 from xlstm_jax.prepare.errors import PrepareError
 from xlstm_jax.prepare.inputs import InputFile
-from xlstm_jax.prepare.storage import is_url, open_file, public
+from xlstm_jax.prepare.storage import is_url, open_file, public, resource
 
 __all__ = ["END_OF_FILE", "Piece", "Task", "cut_into_tasks", "open_arrow"]
 
@@ -48,6 +49,12 @@ class Task:
     def size(self) -> int:
         """In bytes of the files, about."""
         return sum(piece.size for piece in self.pieces)
+
+    @property
+    def identity(self) -> str:
+        """16 hex digits of what the task reads: another value, other pieces."""
+        pieces = ((resource(piece.path), piece.begin, piece.end, piece.damage is None) for piece in self.pieces)
+        return digest(*(repr(piece).encode() for piece in pieces))
 
 
 def cut_into_tasks(files: list[InputFile], config: PrepareConfig) -> Iterator[Task]:

@@ -125,7 +125,7 @@ def run_task(job: Job, task: Task) -> Done:
     workspace = Workspace(job.config.output)
     files = [file for split in marker["documents"] for file in workspace.part_files(task.number, split)]
     marker |= {"file_bytes": {file.name: file.stat().st_size for file in files if file.is_file()}}
-    marker |= {"first": public(task.pieces[0].path), "last": public(task.pieces[-1].path)}
+    marker |= {"task": task.identity, "first": public(task.pieces[0].path), "last": public(task.pieces[-1].path)}
     write_json(workspace.part_marker(task.number), marker)
     return Done(
         worker=this_worker(),
