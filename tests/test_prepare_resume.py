@@ -15,7 +15,9 @@ import pytest
 from preparing import Bench, interrupt_after, make_texts, save_tokenizer, whole_content_of, write_jsonl
 from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.prepare import PrepareError, prepare, read_manifest
+from xlstm_jax.prepare.readers import read_texts
 from xlstm_jax.prepare.storage import resource
+from xlstm_jax.prepare.tasks import Piece
 from xlstm_jax.prepare.workspace import Workspace
 
 TEXTS = make_texts(150)
@@ -311,6 +313,53 @@ def test_parts_of_other_pieces_of_the_input_are_not_taken_for_those_of_a_task(be
             prepare(config)
     prepare(config)
     assert bench.texts_of(config.output) == TEXTS + TEXTS
+
+
+def shorten(path):
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def rewrite(path):
+    path.write_bytes(path.read_bytes().replace(b" w1 ", b" w2 "))
+
+
+@pytest.mark.parametrize(("change", "said"), [(shorten, "changed"), (rewrite, "changed"), (Path.unlink, "is gone")])
+@pytest.mark.parametrize("after", [1, "all"])
+def test_input_that_changes_while_it_is_read_is_refused(bench, corpus, change, said, after):
+    config = bench.config(corpus)
+
+    def change_once(progress):
+        if corpus in unchanged and (after == 1 or progress.read_bytes == progress.total_bytes):
+            unchanged.remove(corpus)
+            change(corpus)
+
+    unchanged = [corpus]
+    with pytest.raises(PrepareError, match=rf"a\.jsonl.* {said} since"):
+        prepare(config, watch=change_once)
+    assert not unchanged
+    assert not (config.output / "manifest.json").exists()
+
+
+def test_a_part_of_a_file_that_changed_under_the_reader_is_not_kept(bench, corpus, monkeypatch):
+    config = bench.config(corpus)
+
+    def read_and_rewrite(piece, config):
+        yield from read_texts(piece, config)
+        rewrite(corpus)
+
+    monkeypatch.setattr("xlstm_jax.prepare.worker.read_texts", read_and_rewrite)
+    with pytest.raises(PrepareError, match="changed since"):
+        prepare(config)
+    assert not list((config.output / ".unfinished" / "parts").glob("*.json"))
+
+
+def test_a_line_reader_knows_where_its_piece_ends(bench, corpus):
+    config = bench.config(corpus)
+    piece = Piece(str(corpus), "jsonl", None, 0, corpus.stat().st_size, 1, "")
+    assert len(list(read_texts(piece, config))) == 150
+    shorten(corpus)
+    with pytest.raises(PrepareError, match="shorter"):
+        list(read_texts(piece, config))
 
 
 def test_urls_are_told_apart_by_their_queries_and_not_by_their_signatures():

@@ -11,7 +11,18 @@ from xlstm_jax.dataset.sources.cache import whole_file
 from xlstm_jax.dataset.sources.extras import require
 from xlstm_jax.prepare.errors import PrepareError
 
-__all__ = ["StoredFile", "copy_file", "exists", "find", "is_url", "open_file", "public", "resource", "store_pair"]
+__all__ = [
+    "StoredFile",
+    "copy_file",
+    "exists",
+    "find",
+    "identity_of",
+    "is_url",
+    "open_file",
+    "public",
+    "resource",
+    "store_pair",
+]
 
 _BUFFER_BYTES = 1 << 20
 _COPY_BYTES = 8 << 20
@@ -108,6 +119,20 @@ def find(named: str, options: Mapping[str, Any]) -> tuple[list[StoredFile], bool
     if not files:
         raise PrepareError(f"There is no file at {public(named)}; check the path.")
     return files, single
+
+
+def identity_of(path: str, options: Mapping[str, Any]) -> str:
+    """The identity of a file as it is now.
+
+    Raises:
+        FileNotFoundError: It is gone.
+    """
+    if not is_url(path):
+        return _local(Path(path)).identity
+    fs, inner = _store(path, options)
+    # What was listed before says nothing of now.
+    fs.invalidate_cache()
+    return _remote(fs, inner).identity
 
 
 def _find_local(named: str) -> tuple[list[StoredFile], bool]:

@@ -34,6 +34,8 @@ class Piece(NamedTuple):
     """Last one + 1."""
     size: int
     """In bytes of the file, about."""
+    identity: str
+    """Of the file; another value, another content."""
     damage: str | None = None
     """What is wrong with a file that cannot be read at all."""
 
@@ -85,10 +87,10 @@ def _cut(file: InputFile, config: PrepareConfig) -> Iterator[Piece]:
         if config.on_error == "raise" or store_fails or file.format == "token_store":
             raise PrepareError(f"{public(file.path)} cannot be read: {error}") from error
         damage = f"The file cannot be read: {error}"
-        yield Piece(file.path, file.format, file.compression, 0, END_OF_FILE, file.size, damage)
+        yield Piece(file.path, file.format, file.compression, 0, END_OF_FILE, file.size, file.identity, damage)
         return
     for (begin, _), (end, size) in itertools.pairwise(bounds):
-        yield Piece(file.path, file.format, file.compression, begin, end, size)
+        yield Piece(file.path, file.format, file.compression, begin, end, size, file.identity)
 
 
 def _bounds(file: InputFile, config: PrepareConfig) -> Iterator[tuple[int, int]]:

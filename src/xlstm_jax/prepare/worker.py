@@ -19,6 +19,7 @@ from xlstm_jax.dataset.tokenizer import Tokenize
 from xlstm_jax.prepare.config import PrepareConfig
 from xlstm_jax.prepare.copies import local_store
 from xlstm_jax.prepare.errors import BadRecord, PrepareError, Skipped
+from xlstm_jax.prepare.inputs import refuse_changed
 from xlstm_jax.prepare.readers import place_of, read_texts
 from xlstm_jax.prepare.splits import CONTENT_HASH_BYTES, SplitRule, contents_of_tokens
 from xlstm_jax.prepare.storage import public
@@ -121,7 +122,10 @@ def run_task(job: Job, task: Task) -> Done:
     Raises:
         PrepareError: The input is bad and the config says to raise; or the worker is not set up as it must be.
     """
+    _refuse_changed(job, task)
     marker = _refer(job, task) if job.only_refers_to(task) else _write_part(job, task)
+    # What changed under the reader is in no part.
+    _refuse_changed(job, task)
     workspace = Workspace(job.config.output)
     files = [file for split in marker["documents"] for file in workspace.part_files(task.number, split)]
     marker |= {"file_bytes": {file.name: file.stat().st_size for file in files if file.is_file()}}
@@ -134,6 +138,12 @@ def run_task(job: Job, task: Task) -> Done:
         tokens=sum(marker["tokens"].values()),
         skipped=sum(marker["skipped"].values()),
     )
+
+
+def _refuse_changed(job: Job, task: Task) -> None:
+    files = {(piece.path, piece.format, piece.identity) for piece in task.pieces}
+    for path, data_format, identity in files:
+        refuse_changed(path, data_format, identity, job.config)
 
 
 def _marker(documents: dict[str, int], tokens: dict[str, int]) -> dict[str, Any]:
