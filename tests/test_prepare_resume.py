@@ -15,9 +15,11 @@ import pytest
 from preparing import Bench, interrupt_after, make_texts, save_tokenizer, whole_content_of, write_jsonl
 from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.prepare import PrepareError, prepare, read_manifest
+from xlstm_jax.prepare.plan import ShardPlan
 from xlstm_jax.prepare.readers import read_texts
 from xlstm_jax.prepare.storage import resource
 from xlstm_jax.prepare.tasks import Piece
+from xlstm_jax.prepare.work import perform
 from xlstm_jax.prepare.workspace import Workspace
 
 TEXTS = make_texts(150)
@@ -215,6 +217,32 @@ def test_a_worker_that_is_killed_is_replaced(bench, corpus):
     prepare(config, watch=kill_one)
     assert killed
     assert whole_content_of(config.output) == whole_content_of(bench.prepare(corpus))
+
+
+def test_a_result_that_is_lost_costs_no_work_and_no_parts(bench, corpus, monkeypatch):
+    expected = whole_content_of(bench.prepare(corpus))
+    config = bench.config(corpus)
+
+    def losing(job, worklist):
+        """Each result is lost once its marker is there; that of a shard comes while that of the next is lost."""
+        held = []
+        for work in filter(None, worklist):
+            done = perform(job, work)
+            if isinstance(work, ShardPlan):
+                if not held:
+                    held.append((work, done))
+                    continue
+                yield held.pop()
+                assert all(Path(run.path).is_file() for run in work.runs)
+            before = state_of(config.output)
+            assert perform(job, work) == done
+            assert state_of(config.output) == before
+            yield work, done
+        yield from held
+
+    monkeypatch.setattr("xlstm_jax.prepare.preparation.run", losing)
+    prepare(config)
+    assert whole_content_of(config.output) == expected
 
 
 def test_workers_that_die_again_and_again_are_an_error(bench, corpus):

@@ -36,13 +36,15 @@ class Course:
         self._planners = {name: ShardPlanner(job, name) for name in SplitRule(job.config.splits, 0).names}
         self._whole = {name: planner.planned for name, planner in self._planners.items()}
         self._freed = dict.fromkeys(self._planners, 0)
+        self._awaited: set[tuple[str, int]] = set()
+        """Shards that are handed out; what they are made of is kept until their results are here."""
         self._tasks_under_way = 0
         self.parts = 0
         """Number of tasks of the input, as far as it has been cut."""
         for name, planner in self._planners.items():
             self._workspace.forget_damaged_parts(name, planner.next_part)
             for marker in self._workspace.finished_shards(name):
-                progress.resumed_bytes += marker["copied"]["input_bytes"]
+                progress.resumed_bytes += marker["done"]["input_bytes"]
 
     def worklist(self) -> Worklist:
         """The work, piece by piece; None where it depends on what is under way."""
@@ -80,6 +82,7 @@ class Course:
         """Say that a piece of work is done."""
         self._progress.add(done)
         if isinstance(work, ShardPlan):
+            self._awaited.remove((work.split, work.number))
             self._free_parts(work.split)
         else:
             self._tasks_under_way -= 1
@@ -102,7 +105,10 @@ class Course:
             yield from self._undone(planner.add_part(read_json(marker), kept))
 
     def _undone(self, plans: Iterator[ShardPlan]) -> Worklist:
-        return (plan for plan in plans if not marker_of(self._job, plan).is_file())
+        for plan in plans:
+            if not marker_of(self._job, plan).is_file():
+                self._awaited.add((plan.split, plan.number))
+                yield plan
 
     def _first_ones(self, name: str) -> NDArray[np.uint8]:
         """[documents of a split] whether each is the first of its kind."""
@@ -116,7 +122,10 @@ class Course:
     def _free_parts(self, name: str) -> None:
         """Delete what is not needed any more: parts that stand in finished shards, all of whose predecessors are."""
         place = None
-        while (marker := self._workspace.shard_marker(name, self._whole[name])).is_file():
+        while (name, self._whole[name]) not in self._awaited:
+            marker = self._workspace.shard_marker(name, self._whole[name])
+            if not marker.is_file():
+                break
             place = read_json(marker)["next"][0]
             self._whole[name] += 1
         if place is None:

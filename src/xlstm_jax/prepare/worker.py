@@ -7,7 +7,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -130,14 +130,15 @@ def run_task(job: Job, task: Task) -> Done:
     files = [file for split in marker["documents"] for file in workspace.part_files(task.number, split)]
     marker |= {"file_bytes": {file.name: file.stat().st_size for file in files if file.is_file()}}
     marker |= {"task": task.identity, "first": public(task.pieces[0].path), "last": public(task.pieces[-1].path)}
-    write_json(workspace.part_marker(task.number), marker)
-    return Done(
+    done = Done(
         worker=this_worker(),
         input_bytes=task.size,
         documents=sum(marker["documents"].values()),
         tokens=sum(marker["tokens"].values()),
         skipped=sum(marker["skipped"].values()),
     )
+    write_json(workspace.part_marker(task.number), marker | {"done": asdict(done)})
+    return done
 
 
 def _refuse_changed(job: Job, task: Task) -> None:
