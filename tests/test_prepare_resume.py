@@ -219,6 +219,40 @@ def test_a_worker_that_is_killed_is_replaced(bench, corpus):
     assert whole_content_of(config.output) == whole_content_of(bench.prepare(corpus))
 
 
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-1])])
+@pytest.mark.parametrize("kind", ["bin", "idx"])
+@pytest.mark.parametrize("during", ["interruption", "work"])
+def test_a_store_with_a_damaged_shard_does_not_go_on(bench, corpus, kind, spoil, during):
+    config = bench.config(corpus)
+    shard = config.output / f"shard-00000.{kind}"
+
+    def watch(progress):
+        if during == "work" and not spoilt and progress.workers.total() >= 8:
+            spoilt.append(spoil(shard))
+
+    spoilt = []
+    if during == "interruption":
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, watch=interrupt_after(8))
+        spoil(shard)
+    with pytest.raises(PrepareError, match=rf"shard-00000\.{kind} was finished with .* and (is gone|has .* bytes)"):
+        prepare(config, watch=watch)
+    assert not (config.output / "manifest.json").exists()
+
+
+def test_what_a_finished_shard_replaces_is_on_the_disk_with_its_name(bench, corpus, monkeypatch):
+    synced = set()
+    fsync = os.fsync
+
+    def record(descriptor):
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    store = bench.prepare(corpus)
+    assert {store, store / ".unfinished" / "shards", *store.iterdir()} <= synced
+
+
 def test_a_result_that_is_lost_costs_no_work_and_no_parts(bench, corpus, monkeypatch):
     expected = whole_content_of(bench.prepare(corpus))
     config = bench.config(corpus)

@@ -20,7 +20,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,19 @@ def read_json(path: Path) -> Any:
 
 
 def sync(path: Path) -> None:
-    """Have a file on the disk: what is not may be empty after a power failure, whatever its name says."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Have a file and its name on the disk: what is not may be empty, or gone, after a power failure."""
+    _fsync(path)
+    # Some file systems of clusters cannot do this to a folder.
+    with suppress(OSError):
+        _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Workspace:
@@ -108,12 +118,27 @@ class Workspace:
         return self.folder / "shards" / f"{split or 'all'}-{shard:05d}.json"
 
     def finished_shards(self, split: str) -> Iterator[dict[str, Any]]:
-        """The markers of a split's shards, up to the first that is not done."""
+        """The markers of a split's shards, up to the first that is not done.
+
+        Raises:
+            PrepareError: Files of a shard that was done are not there, or not whole.
+        """
         for shard in itertools.count():
             marker = self.shard_marker(split, shard)
             if not marker.is_file():
                 return
-            yield read_json(marker)
+            content = read_json(marker)
+            for name, expected in content["shard"]["files"].items():
+                self._refuse_damaged(self.split_folder(split) / name, expected["bytes"])
+            yield content
+
+    def _refuse_damaged(self, file: Path, size: int) -> None:
+        found = f"has {file.stat().st_size:,} bytes" if file.is_file() else "is gone"
+        if found != f"has {size:,} bytes":
+            raise PrepareError(
+                f"{file} was finished with {size:,} bytes, and {found}. Bring it back; or, since what it was made of "
+                f"may be gone too, delete {self.output} and begin again."
+            )
 
     def kept_documents(self, split: str) -> Path:
         """[documents] uint8: whether a document of a split is the first of its kind."""
