@@ -8,11 +8,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from preparing import Bench, interrupt_after, make_texts, save_tokenizer, whole_content_of, write_jsonl
 from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.prepare import PrepareError, prepare, read_manifest
+from xlstm_jax.prepare.plan import ShardPlan
+from xlstm_jax.prepare.readers import read_texts
+from xlstm_jax.prepare.storage import resource
+from xlstm_jax.prepare.tasks import Piece
+from xlstm_jax.prepare.work import perform
 from xlstm_jax.prepare.workspace import Workspace
 
 TEXTS = make_texts(150)
@@ -216,6 +223,66 @@ def test_a_worker_that_is_killed_is_replaced(bench, corpus):
     assert whole_content_of(config.output) == whole_content_of(bench.prepare(corpus))
 
 
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-1])])
+@pytest.mark.parametrize("kind", ["bin", "idx"])
+@pytest.mark.parametrize("during", ["interruption", "work"])
+def test_a_store_with_a_damaged_shard_does_not_go_on(bench, corpus, kind, spoil, during):
+    config = bench.config(corpus)
+    shard = config.output / f"shard-00000.{kind}"
+
+    def watch(progress):
+        if during == "work" and not spoilt and progress.workers.total() >= 8:
+            spoilt.append(spoil(shard))
+
+    spoilt = []
+    if during == "interruption":
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, watch=interrupt_after(8))
+        spoil(shard)
+    with pytest.raises(PrepareError, match=rf"shard-00000\.{kind} was finished with .* and (is gone|has .* bytes)"):
+        prepare(config, watch=watch)
+    assert not (config.output / "manifest.json").exists()
+
+
+def test_what_a_finished_shard_replaces_is_on_the_disk_with_its_name(bench, corpus, monkeypatch):
+    synced = set()
+    fsync = os.fsync
+
+    def record(descriptor):
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    store = bench.prepare(corpus)
+    assert {store, store / ".unfinished" / "shards", *store.iterdir()} <= synced
+
+
+def test_a_result_that_is_lost_costs_no_work_and_no_parts(bench, corpus, monkeypatch):
+    expected = whole_content_of(bench.prepare(corpus))
+    config = bench.config(corpus)
+
+    def losing(job, worklist):
+        """Each result is lost once its marker is there; that of a shard comes while that of the next is lost."""
+        held = []
+        for work in filter(None, worklist):
+            done = perform(job, work)
+            if isinstance(work, ShardPlan):
+                if not held:
+                    held.append((work, done))
+                    continue
+                yield held.pop()
+                assert all(Path(run.path).is_file() for run in work.runs)
+            before = state_of(config.output)
+            assert perform(job, work) == done
+            assert state_of(config.output) == before
+            yield work, done
+        yield from held
+
+    monkeypatch.setattr("xlstm_jax.prepare.preparation.run", losing)
+    prepare(config)
+    assert whole_content_of(config.output) == expected
+
+
 def test_workers_that_die_again_and_again_are_an_error(bench, corpus):
     def kill_all(progress):
         for worker in progress.workers:
@@ -276,6 +343,96 @@ def test_other_settings_are_refused_and_named(bench, corpus):
     more = write_jsonl(bench.folder / "b.jsonl", ["x"])
     with pytest.raises(PrepareError, match=r"1 new \(such as .*b\.jsonl\)"):
         bench.prepare(corpus, more, output=config.output)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ("aab", "ab", r"1 gone \(such as .*a\.jsonl\)"),
+        ("ab", "aab", r"1 new \(such as .*a\.jsonl\)"),
+        ("aab", "aba", "in another order"),
+    ],
+)
+def test_a_file_that_is_named_twice_counts_twice(bench, before, now, said):
+    paths = {name: write_jsonl(bench.folder / f"{name}.jsonl", TEXTS[:40]) for name in "ab"}
+    config = bench.config(*(paths[name] for name in before))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, watch=interrupt_after(4))
+    with pytest.raises(PrepareError, match=said):
+        bench.prepare(*(paths[name] for name in now), output=config.output)
+
+
+def test_parts_of_other_pieces_of_the_input_are_not_taken_for_those_of_a_task(bench, monkeypatch):
+    table = pa.table({"text": TEXTS})
+    for name in "ab":
+        pq.write_table(table, bench.folder / f"{name}.parquet", row_group_size=5)
+    config = bench.config(bench.folder / "a.parquet", bench.folder / "b.parquet", on_error="skip", task_bytes=500)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, watch=interrupt_after(10))
+
+    def lost(*_):
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("xlstm_jax.prepare.tasks.open_file", lost)
+        with pytest.raises(PrepareError, match=r"other tasks .* from .*a\.parquet on"):
+            prepare(config)
+    prepare(config)
+    assert bench.texts_of(config.output) == TEXTS + TEXTS
+
+
+def shorten(path):
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def rewrite(path):
+    path.write_bytes(path.read_bytes().replace(b" w1 ", b" w2 "))
+
+
+@pytest.mark.parametrize(("change", "said"), [(shorten, "changed"), (rewrite, "changed"), (Path.unlink, "is gone")])
+@pytest.mark.parametrize("after", [1, "all"])
+def test_input_that_changes_while_it_is_read_is_refused(bench, corpus, change, said, after):
+    config = bench.config(corpus)
+
+    def change_once(progress):
+        if corpus in unchanged and (after == 1 or progress.read_bytes == progress.total_bytes):
+            unchanged.remove(corpus)
+            change(corpus)
+
+    unchanged = [corpus]
+    with pytest.raises(PrepareError, match=rf"a\.jsonl.* {said} since"):
+        prepare(config, watch=change_once)
+    assert not unchanged
+    assert not (config.output / "manifest.json").exists()
+
+
+def test_a_part_of_a_file_that_changed_under_the_reader_is_not_kept(bench, corpus, monkeypatch):
+    config = bench.config(corpus)
+
+    def read_and_rewrite(piece, config):
+        yield from read_texts(piece, config)
+        rewrite(corpus)
+
+    monkeypatch.setattr("xlstm_jax.prepare.worker.read_texts", read_and_rewrite)
+    with pytest.raises(PrepareError, match="changed since"):
+        prepare(config)
+    assert not list((config.output / ".unfinished" / "parts").glob("*.json"))
+
+
+def test_a_line_reader_knows_where_its_piece_ends(bench, corpus):
+    config = bench.config(corpus)
+    piece = Piece(str(corpus), "jsonl", None, 0, corpus.stat().st_size, 1, "")
+    assert len(list(read_texts(piece, config))) == 150
+    shorten(corpus)
+    with pytest.raises(PrepareError, match="shorter"):
+        list(read_texts(piece, config))
+
+
+def test_urls_are_told_apart_by_their_queries_and_not_by_their_signatures():
+    url = "https://someone:secret@host/get"
+    assert resource(f"{url}?id=1") != resource(f"{url}?id=2")
+    assert resource(f"{url}?id=1&X-Amz-Signature=ab&Expires=5") == resource(f"{url}?id=1&X-Amz-Signature=cd&Expires=6")
+    assert "secret" not in resource(f"{url}?id=1&sig=secret")
 
 
 def test_two_processes_do_not_work_on_one_store(bench, corpus):

@@ -11,9 +11,9 @@ from typing import Any
 from xlstm_jax.dataset.sources.manifest import MANIFEST, is_unfinished
 from xlstm_jax.prepare.config import AUTO, PrepareConfig
 from xlstm_jax.prepare.errors import PrepareError
-from xlstm_jax.prepare.storage import StoredFile, find, is_url, open_file, public, store_pair
+from xlstm_jax.prepare.storage import StoredFile, find, identity_of, is_url, open_file, public, store_pair
 
-__all__ = ["InputFile", "list_inputs"]
+__all__ = ["InputFile", "list_inputs", "refuse_changed"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -60,6 +60,24 @@ def list_inputs(config: PrepareConfig) -> list[InputFile]:
     if len(paths) < len(files):
         LOGGER.warning("%d input files are named more than once; their documents repeat.", len(files) - len(paths))
     return files
+
+
+def refuse_changed(path: str, data_format: str, identity: str, config: PrepareConfig) -> None:
+    """See that a file of the input is still what it was when the input was listed.
+
+    Raises:
+        PrepareError: It is not.
+    """
+    halves = store_pair(path) if data_format == "token_store" else (path,)
+    try:
+        now = "".join(identity_of(half, config.storage_options) for half in halves)
+    except FileNotFoundError:
+        now = ""
+    if now != identity:
+        raise PrepareError(
+            f"{public(path)} {'has changed' if now else 'is gone'} since this command was started; what was made of it "
+            "before and after would not fit together. Prepare into another folder, from input that stays as it is."
+        )
 
 
 def _files_of(named: str, config: PrepareConfig) -> Iterator[InputFile]:

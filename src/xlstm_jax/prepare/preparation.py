@@ -4,6 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,11 +17,11 @@ from xlstm_jax.prepare.config import PrepareConfig
 from xlstm_jax.prepare.course import Course
 from xlstm_jax.prepare.engines import run
 from xlstm_jax.prepare.errors import PrepareError, Skipped
-from xlstm_jax.prepare.inputs import InputFile, list_inputs
+from xlstm_jax.prepare.inputs import InputFile, list_inputs, refuse_changed
 from xlstm_jax.prepare.progress import Progress, Watch, log_lines
 from xlstm_jax.prepare.settle import settle
 from xlstm_jax.prepare.splits import SplitRule
-from xlstm_jax.prepare.storage import public
+from xlstm_jax.prepare.storage import public, resource
 from xlstm_jax.prepare.tasks import cut_into_tasks
 from xlstm_jax.prepare.worker import Job
 from xlstm_jax.prepare.workspace import Workspace, read_json, sync
@@ -30,6 +31,8 @@ __all__ = ["ERRORS", "prepare", "written_by"]
 LOGGER = logging.getLogger(__name__)
 
 ERRORS = "errors.jsonl"
+_CHECKED_AT_A_TIME = 16
+"""Files whose store is asked about them; most of the time goes by waiting."""
 
 
 def prepare(config: PrepareConfig, *, command: str | None = None, watch: Watch | None = None) -> Manifest:
@@ -53,7 +56,7 @@ def prepare(config: PrepareConfig, *, command: str | None = None, watch: Watch |
     """
     files = list_inputs(config)
     job, settings = settle(config, files)
-    inputs = [{"path": public(file.path), "size": file.size, "identity": file.identity} for file in files]
+    inputs = [_entry(file) for file in files]
     summary: dict[str, Any] = {
         "files": len(files),
         "bytes": sum(file.size for file in files),
@@ -75,6 +78,14 @@ def prepare(config: PrepareConfig, *, command: str | None = None, watch: Watch |
                 workspace.sweep(settings)
         workspace.end()
     return manifest
+
+
+def _entry(file: InputFile) -> dict[str, Any]:
+    """What is written down of an input file."""
+    entry = {"path": public(file.path), "size": file.size, "identity": file.identity}
+    # The path is shown without the query, which may be all that tells two files apart.
+    named = resource(file.path)
+    return entry if named == entry["path"] else entry | {"resource": digest(named.encode())}
 
 
 def _finished(config: PrepareConfig, settings: dict[str, Any], inputs: dict[str, Any]) -> Manifest:
@@ -119,6 +130,10 @@ def _run(head: _Head, files: list[InputFile], watch: Watch) -> Manifest:
         for work, done in results:
             course.finished(work, done)
             watch(progress)
+    # What changed while it was read, or since, is in no part as it is now.
+    with ThreadPoolExecutor(_CHECKED_AT_A_TIME) as pool:
+        for _ in pool.map(lambda file: refuse_changed(file.path, file.format, file.identity, job.config), files):
+            pass
     return _write_manifests(head, course.parts)
 
 

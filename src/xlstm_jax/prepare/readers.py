@@ -9,8 +9,8 @@ from xlstm_jax.dataset.sources.extras import require
 from xlstm_jax.prepare.columns import decoded, root_columns, text_of_record
 from xlstm_jax.prepare.config import PrepareConfig
 from xlstm_jax.prepare.copies import local_file
-from xlstm_jax.prepare.errors import BadRecord
-from xlstm_jax.prepare.storage import open_file
+from xlstm_jax.prepare.errors import BadRecord, PrepareError
+from xlstm_jax.prepare.storage import open_file, public
 from xlstm_jax.prepare.tasks import END_OF_FILE, Piece, open_arrow
 
 __all__ = ["place_of", "read_texts"]
@@ -152,6 +152,11 @@ def _lines(piece: Piece, config: PrepareConfig) -> Iterator[tuple[int, bytes | B
                 left -= len(line)
                 if left <= 0:
                     return
+            if piece.end != END_OF_FILE:
+                raise PrepareError(
+                    f"{public(piece.path)} ends {left:,} bytes earlier than when the input was listed: it has become "
+                    "shorter meanwhile. Prepare into another folder, from input that stays as it is."
+                )
     except DamagedError as error:
         yield number + 1, BadRecord.of("damaged file", str(error))
 

@@ -62,11 +62,12 @@ def write_shard(job: Job, plan: ShardPlan) -> Done:
         files={file.name: {"bytes": file.stat().st_size, "sha256": checksum(file)} for file in files},
         source=source,
     )
-    marker = {"shard": asdict(shard), "histogram": dict(histogram), "next": list(plan.next), "copied": copied}
+    done = Done(worker=this_worker(), **copied)
+    marker = {"shard": asdict(shard), "histogram": dict(histogram), "next": list(plan.next), "done": asdict(done)}
     write_json(workspace.shard_marker(plan.split, plan.number), marker)
     # What the shard was made of may go now.
     sync(workspace.shard_marker(plan.split, plan.number))
-    return Done(worker=this_worker(), **copied)
+    return done
 
 
 def _writer(job: Job, prefix: Path) -> AbstractContextManager[Any]:

@@ -5,17 +5,41 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from xlstm_jax.dataset.sources.cache import whole_file
 from xlstm_jax.dataset.sources.extras import require
 from xlstm_jax.prepare.errors import PrepareError
 
-__all__ = ["StoredFile", "copy_file", "exists", "find", "is_url", "open_file", "public", "store_pair"]
+__all__ = [
+    "StoredFile",
+    "copy_file",
+    "exists",
+    "find",
+    "identity_of",
+    "is_url",
+    "open_file",
+    "public",
+    "resource",
+    "store_pair",
+]
 
 _BUFFER_BYTES = 1 << 20
 _COPY_BYTES = 8 << 20
 _IDENTIFYING = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "created", "generation", "md5Hash")
+
+_SIGNING = (
+    "x-amz-",
+    "x-goog-",
+    "awsaccesskeyid",
+    "googleaccessid",
+    "key-pair-id",
+    "signature",
+    "expires",
+    "policy",
+    "sig",
+)
+"""Beginnings of names of query parameters that say who may read for how long; they differ at the next start."""
 
 
 class StoredFile(NamedTuple):
@@ -40,6 +64,13 @@ def public(path: str) -> str:
         return path
     parts = urlsplit(path)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def resource(path: str) -> str:
+    """What the path names, whoever asks for it: the URL with its query, and without passwords and signatures."""
+    asked = parse_qsl(urlsplit(path).query, keep_blank_values=True) if is_url(path) else []
+    named = [pair for pair in asked if not pair[0].lower().startswith(_SIGNING)]
+    return f"{public(path)}?{urlencode(named)}" if named else public(path)
 
 
 def open_file(path: str, options: Mapping[str, Any]) -> BinaryIO:
@@ -88,6 +119,20 @@ def find(named: str, options: Mapping[str, Any]) -> tuple[list[StoredFile], bool
     if not files:
         raise PrepareError(f"There is no file at {public(named)}; check the path.")
     return files, single
+
+
+def identity_of(path: str, options: Mapping[str, Any]) -> str:
+    """The identity of a file as it is now.
+
+    Raises:
+        FileNotFoundError: It is gone.
+    """
+    if not is_url(path):
+        return _local(Path(path)).identity
+    fs, inner = _store(path, options)
+    # What was listed before says nothing of now.
+    fs.invalidate_cache()
+    return _remote(fs, inner).identity
 
 
 def _find_local(named: str) -> tuple[list[StoredFile], bool]:

@@ -9,11 +9,12 @@ import numpy as np
 
 from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.dataset.sources.extras import require
+from xlstm_jax.dataset.sources.fingerprint import digest
 from xlstm_jax.prepare.config import PrepareConfig
 from xlstm_jax.prepare.copies import local_file, local_store
 from xlstm_jax.prepare.errors import PrepareError
 from xlstm_jax.prepare.inputs import InputFile
-from xlstm_jax.prepare.storage import is_url, open_file, public
+from xlstm_jax.prepare.storage import is_url, open_file, public, resource
 
 __all__ = ["END_OF_FILE", "Piece", "Task", "cut_into_tasks", "open_arrow"]
 
@@ -33,6 +34,8 @@ class Piece(NamedTuple):
     """Last one + 1."""
     size: int
     """In bytes of the file, about."""
+    identity: str
+    """Of the file; another value, another content."""
     damage: str | None = None
     """What is wrong with a file that cannot be read at all."""
 
@@ -48,6 +51,12 @@ class Task:
     def size(self) -> int:
         """In bytes of the files, about."""
         return sum(piece.size for piece in self.pieces)
+
+    @property
+    def identity(self) -> str:
+        """16 hex digits of what the task reads: another value, other pieces."""
+        pieces = ((resource(piece.path), piece.begin, piece.end, piece.damage is None) for piece in self.pieces)
+        return digest(*(repr(piece).encode() for piece in pieces))
 
 
 def cut_into_tasks(files: list[InputFile], config: PrepareConfig) -> Iterator[Task]:
@@ -78,10 +87,10 @@ def _cut(file: InputFile, config: PrepareConfig) -> Iterator[Piece]:
         if config.on_error == "raise" or store_fails or file.format == "token_store":
             raise PrepareError(f"{public(file.path)} cannot be read: {error}") from error
         damage = f"The file cannot be read: {error}"
-        yield Piece(file.path, file.format, file.compression, 0, END_OF_FILE, file.size, damage)
+        yield Piece(file.path, file.format, file.compression, 0, END_OF_FILE, file.size, file.identity, damage)
         return
     for (begin, _), (end, size) in itertools.pairwise(bounds):
-        yield Piece(file.path, file.format, file.compression, begin, end, size)
+        yield Piece(file.path, file.format, file.compression, begin, end, size, file.identity)
 
 
 def _bounds(file: InputFile, config: PrepareConfig) -> Iterator[tuple[int, int]]:

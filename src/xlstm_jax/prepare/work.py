@@ -7,7 +7,7 @@ from xlstm_jax.prepare.plan import ShardPlan
 from xlstm_jax.prepare.shards import write_shard
 from xlstm_jax.prepare.tasks import Task
 from xlstm_jax.prepare.worker import Done, Job, run_task
-from xlstm_jax.prepare.workspace import Workspace
+from xlstm_jax.prepare.workspace import Workspace, read_json
 
 __all__ = ["Results", "Work", "Worklist", "marker_of", "perform", "under_way"]
 
@@ -18,7 +18,14 @@ Results = Generator[tuple[Work, Done], None, None]
 
 
 def perform(job: Job, work: Work) -> Done:
-    """Do a piece of work; its files are there afterwards."""
+    """Do a piece of work; its files are there afterwards.
+
+    Work that was done already, and of which only the result was lost, is not done again: what it was made of may be
+    gone by now, and its files may be in use.
+    """
+    marker = marker_of(job, work)
+    if marker.is_file():
+        return Done(**read_json(marker)["done"])
     return run_task(job, work) if isinstance(work, Task) else write_shard(job, work)
 
 

@@ -7,7 +7,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,6 +19,7 @@ from xlstm_jax.dataset.tokenizer import Tokenize
 from xlstm_jax.prepare.config import PrepareConfig
 from xlstm_jax.prepare.copies import local_store
 from xlstm_jax.prepare.errors import BadRecord, PrepareError, Skipped
+from xlstm_jax.prepare.inputs import refuse_changed
 from xlstm_jax.prepare.readers import place_of, read_texts
 from xlstm_jax.prepare.splits import CONTENT_HASH_BYTES, SplitRule, contents_of_tokens
 from xlstm_jax.prepare.storage import public
@@ -121,19 +122,29 @@ def run_task(job: Job, task: Task) -> Done:
     Raises:
         PrepareError: The input is bad and the config says to raise; or the worker is not set up as it must be.
     """
+    _refuse_changed(job, task)
     marker = _refer(job, task) if job.only_refers_to(task) else _write_part(job, task)
+    # What changed under the reader is in no part.
+    _refuse_changed(job, task)
     workspace = Workspace(job.config.output)
     files = [file for split in marker["documents"] for file in workspace.part_files(task.number, split)]
     marker |= {"file_bytes": {file.name: file.stat().st_size for file in files if file.is_file()}}
-    marker |= {"first": public(task.pieces[0].path), "last": public(task.pieces[-1].path)}
-    write_json(workspace.part_marker(task.number), marker)
-    return Done(
+    marker |= {"task": task.identity, "first": public(task.pieces[0].path), "last": public(task.pieces[-1].path)}
+    done = Done(
         worker=this_worker(),
         input_bytes=task.size,
         documents=sum(marker["documents"].values()),
         tokens=sum(marker["tokens"].values()),
         skipped=sum(marker["skipped"].values()),
     )
+    write_json(workspace.part_marker(task.number), marker | {"done": asdict(done)})
+    return done
+
+
+def _refuse_changed(job: Job, task: Task) -> None:
+    files = {(piece.path, piece.format, piece.identity) for piece in task.pieces}
+    for path, data_format, identity in files:
+        refuse_changed(path, data_format, identity, job.config)
 
 
 def _marker(documents: dict[str, int], tokens: dict[str, int]) -> dict[str, Any]:

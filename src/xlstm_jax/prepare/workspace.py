@@ -18,8 +18,9 @@ import json
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,19 @@ def read_json(path: Path) -> Any:
 
 
 def sync(path: Path) -> None:
-    """Have a file on the disk: what is not may be empty after a power failure, whatever its name says."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Have a file and its name on the disk: what is not may be empty, or gone, after a power failure."""
+    _fsync(path)
+    # Some file systems of clusters cannot do this to a folder.
+    with suppress(OSError):
+        _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Workspace:
@@ -107,12 +118,27 @@ class Workspace:
         return self.folder / "shards" / f"{split or 'all'}-{shard:05d}.json"
 
     def finished_shards(self, split: str) -> Iterator[dict[str, Any]]:
-        """The markers of a split's shards, up to the first that is not done."""
+        """The markers of a split's shards, up to the first that is not done.
+
+        Raises:
+            PrepareError: Files of a shard that was done are not there, or not whole.
+        """
         for shard in itertools.count():
             marker = self.shard_marker(split, shard)
             if not marker.is_file():
                 return
-            yield read_json(marker)
+            content = read_json(marker)
+            for name, expected in content["shard"]["files"].items():
+                self._refuse_damaged(self.split_folder(split) / name, expected["bytes"])
+            yield content
+
+    def _refuse_damaged(self, file: Path, size: int) -> None:
+        found = f"has {file.stat().st_size:,} bytes" if file.is_file() else "is gone"
+        if found != f"has {size:,} bytes":
+            raise PrepareError(
+                f"{file} was finished with {size:,} bytes, and {found}. Bring it back; or, since what it was made of "
+                f"may be gone too, delete {self.output} and begin again."
+            )
 
     def kept_documents(self, split: str) -> Path:
         """[documents] uint8: whether a document of a split is the first of its kind."""
@@ -184,19 +210,27 @@ class Workspace:
 
     def _refuse_other_inputs(self, listed: Path, inputs: list[dict[str, Any]]) -> None:
         with listed.open("rb") as file:
-            before = {entry["path"]: entry for entry in map(json.loads, file)}
-        now = {entry["path"]: entry for entry in inputs}
+            before = list(map(json.loads, file))
+        if before == inputs:
+            return
+        # A file may be named more than once; each time counts.
+        paths_before = Counter(entry["path"] for entry in before)
+        paths = Counter(entry["path"] for entry in inputs)
+        entries_before = {tuple(entry.values()) for entry in before}
         changes = {
-            "new": [path for path in now if path not in before],
-            "gone": [path for path in before if path not in now],
-            "changed": [path for path, entry in now.items() if path in before and before[path] != entry],
+            "new": list((paths - paths_before).elements()),
+            "gone": list((paths_before - paths).elements()),
+            "changed": [
+                entry["path"]
+                for entry in inputs
+                if entry["path"] in paths_before and tuple(entry.values()) not in entries_before
+            ],
         }
-        found = [f"{len(paths)} {what} (such as {paths[0]})" for what, paths in changes.items() if paths]
-        if found or list(before) != list(now):
-            raise PrepareError(
-                f"{self.output} was begun with other input files: {', '.join(found) or 'in another order'}. "
-                "Name another output folder, or bring the input back to what it was."
-            )
+        found = [f"{len(those)} {what} (such as {those[0]})" for what, those in changes.items() if those]
+        raise PrepareError(
+            f"{self.output} was begun with other input files: {', '.join(found) or 'in another order'}. "
+            "Name another output folder, or bring the input back to what it was."
+        )
 
     def end(self) -> None:
         """Clear away all that was needed only for the work."""
