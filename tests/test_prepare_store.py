@@ -207,7 +207,7 @@ def test_array_records_that_two_workers_write_at_a_time_are_whole(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["gz", "zst"])
-@pytest.mark.parametrize("spoil", [lambda content: content[:-20], lambda content: b"xyz" + content])
+@pytest.mark.parametrize("spoil", [lambda content: content[:-20], lambda content: b"xyz" + content, lambda _: b""])
 def test_a_compressed_file_that_ends_early_or_is_none_is_an_error_with_its_place(bench, suffix, spoil):
     plain = write_jsonl(bench.folder / "a.jsonl", TEXTS).read_bytes()
     compress = gzip.compress if suffix == "gz" else zstandard.ZstdCompressor().compress

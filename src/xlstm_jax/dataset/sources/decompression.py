@@ -60,6 +60,7 @@ class _Decompressed(io.RawIOBase):
         self._opened = opened
         self._codec = codec
         self._stream: Any = None
+        self._begun = False
         self._compressed = b""
         self._ready = memoryview(b"")
 
@@ -73,6 +74,9 @@ class _Decompressed(io.RawIOBase):
             if not self._compressed:
                 if self._stream is not None:
                     raise DamagedError("The compressed file ends early.")
+                if not self._begun:
+                    # Nothing, compressed, is more than nothing.
+                    raise DamagedError("The compressed file ends early: it is empty.")
                 return 0
             self._advance()
         size = min(len(buffer), len(self._ready))
@@ -87,6 +91,7 @@ class _Decompressed(io.RawIOBase):
             if not self._compressed:
                 return
             self._stream = self._codec.start()
+            self._begun = True
         try:
             self._ready = memoryview(self._stream.decompress(self._compressed))
         except self._codec.error as error:
