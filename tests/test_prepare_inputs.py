@@ -72,6 +72,15 @@ def test_compressed_jsonl_of_several_streams_gives_the_same_store(bench):
     assert content_of(bench.prepare(zst)) == expected
 
 
+def test_zstandard_with_a_long_window_is_read(bench):
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
+    # As a stream, which does not know its size and so keeps its window.
+    compress = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path = bench.folder / "a.jsonl.zst"
+    path.write_bytes(compress.compress(write_jsonl(bench.folder / "a.jsonl", TEXTS).read_bytes()) + compress.flush())
+    assert bench.texts_of(bench.prepare(path)) == TEXTS
+
+
 def test_parquet_row_groups_give_all_documents(bench):
     pq.write_table(pa.table({"id": list(range(150)), "text": TEXTS}), bench.folder / "a.parquet", row_group_size=7)
     assert bench.texts_of(bench.prepare(bench.folder / "a.parquet")) == TEXTS

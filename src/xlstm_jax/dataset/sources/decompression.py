@@ -13,6 +13,8 @@ COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 
 _READ_BYTES = 1 << 18
 _BUFFER_BYTES = 1 << 20
+_LONGEST_WINDOW = 1 << 31
+"""Of `zstd --ultra --long=31`, which corpora are compressed with."""
 
 
 class DamagedError(Exception):
@@ -52,7 +54,7 @@ class _Zstandard:
         self.error: type[Exception] = self._module.ZstdError
 
     def start(self) -> Any:
-        return self._module.ZstdDecompressor().decompressobj()
+        return self._module.ZstdDecompressor(max_window_size=_LONGEST_WINDOW).decompressobj()
 
 
 class _Decompressed(io.RawIOBase):
