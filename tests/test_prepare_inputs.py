@@ -243,6 +243,32 @@ def test_stores_of_two_tokenizers_are_not_merged(bench, tmp_path):
         bench.prepare(first, other)
 
 
+@pytest.mark.parametrize("name", ["eod", "bos"])
+def test_documents_that_end_or_begin_otherwise_are_not_merged(bench, name):
+    path = write_jsonl(bench.folder / "a.jsonl", TEXTS[:3])
+    token = f"{name}_token"
+    framed, bare = (bench.prepare(path, **{token: value}) for value in (0, None))
+    for inputs, settings_, found in (
+        ((framed, bare), {"tokenizer": None}, "0 and none"),
+        ((framed, path), {token: None}, "0 and none"),
+        ((bare, path), {token: 0}, "0 and none"),
+        ((framed,), {token: 1}, "0 and 1"),
+    ):
+        with pytest.raises(PrepareError, match=f"{token}_id is {found}"):
+            bench.prepare(*inputs, **settings_)
+
+
+def test_end_and_begin_tokens_of_a_store_are_those_of_what_is_made_of_it(bench):
+    path = write_jsonl(bench.folder / "a.jsonl", TEXTS[:3])
+    for eod, bos in ((0, 5), (None, None)):
+        store = bench.prepare(path, eod_token=eod, bos_token=bos)
+        for tokenizer in (None, str(bench.tokenizer_path)):
+            again = read_manifest(bench.prepare(store, tokenizer=tokenizer))
+            assert (again.eod_token_id, again.bos_token_id) == (eod, bos)
+    with pytest.raises(PrepareError, match="eod_token_id is 0 and none"):
+        bench.prepare(bench.prepare(path), tokenizer=None, eod_token=None)
+
+
 def test_any_megatron_store_is_read_by_prefix_and_keeps_its_width(bench):
     documents = [np.arange(n, dtype=np.int32) for n in (3, 0, 5)]
     write_token_store(bench.folder / "mine", documents, dtype=np.int32)
