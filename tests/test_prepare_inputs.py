@@ -4,6 +4,7 @@ import functools
 import gzip
 import http.server
 import json
+import re
 import threading
 
 import datasets
@@ -14,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
+from fsspec.implementations.memory import MemoryFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import feather
 
 from preparing import Bench, content_of, interrupt_after, make_texts, write_jsonl
 from xlstm_jax.dataset.sources import TokenStore, write_token_store
@@ -67,6 +70,15 @@ def test_compressed_jsonl_of_several_streams_gives_the_same_store(bench):
     expected = content_of(bench.prepare(bench.folder / "a.jsonl"))
     assert content_of(bench.prepare(gz)) == expected
     assert content_of(bench.prepare(zst)) == expected
+
+
+def test_zstandard_with_a_long_window_is_read(bench):
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
+    # As a stream, which does not know its size and so keeps its window.
+    compress = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path = bench.folder / "a.jsonl.zst"
+    path.write_bytes(compress.compress(write_jsonl(bench.folder / "a.jsonl", TEXTS).read_bytes()) + compress.flush())
+    assert bench.texts_of(bench.prepare(path)) == TEXTS
 
 
 def test_parquet_row_groups_give_all_documents(bench):
@@ -231,6 +243,32 @@ def test_stores_of_two_tokenizers_are_not_merged(bench, tmp_path):
         bench.prepare(first, other)
 
 
+@pytest.mark.parametrize("name", ["eod", "bos"])
+def test_documents_that_end_or_begin_otherwise_are_not_merged(bench, name):
+    path = write_jsonl(bench.folder / "a.jsonl", TEXTS[:3])
+    token = f"{name}_token"
+    framed, bare = (bench.prepare(path, **{token: value}) for value in (0, None))
+    for inputs, settings_, found in (
+        ((framed, bare), {"tokenizer": None}, "0 and none"),
+        ((framed, path), {token: None}, "0 and none"),
+        ((bare, path), {token: 0}, "0 and none"),
+        ((framed,), {token: 1}, "0 and 1"),
+    ):
+        with pytest.raises(PrepareError, match=f"{token}_id is {found}"):
+            bench.prepare(*inputs, **settings_)
+
+
+def test_end_and_begin_tokens_of_a_store_are_those_of_what_is_made_of_it(bench):
+    path = write_jsonl(bench.folder / "a.jsonl", TEXTS[:3])
+    for eod, bos in ((0, 5), (None, None)):
+        store = bench.prepare(path, eod_token=eod, bos_token=bos)
+        for tokenizer in (None, str(bench.tokenizer_path)):
+            again = read_manifest(bench.prepare(store, tokenizer=tokenizer))
+            assert (again.eod_token_id, again.bos_token_id) == (eod, bos)
+    with pytest.raises(PrepareError, match="eod_token_id is 0 and none"):
+        bench.prepare(bench.prepare(path), tokenizer=None, eod_token=None)
+
+
 def test_any_megatron_store_is_read_by_prefix_and_keeps_its_width(bench):
     documents = [np.arange(n, dtype=np.int32) for n in (3, 0, 5)]
     write_token_store(bench.folder / "mine", documents, dtype=np.int32)
@@ -288,6 +326,63 @@ def test_files_are_read_over_http_and_signatures_are_kept_out_of_the_manifest(be
         server.shutdown()
     assert bench.texts_of(store) == TEXTS
     assert "geheim" not in (store / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_file_of_a_server_without_ranges_is_read_in_one_piece(bench, on_error):
+    folder = bench.folder / "served"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", TEXTS)
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        store = bench.prepare(f"http://127.0.0.1:{server.server_port}/a.jsonl", on_error=on_error)
+        server.shutdown()
+    assert bench.texts_of(store) == TEXTS
+
+
+@pytest.mark.parametrize("error", [PermissionError("The token has expired."), TimeoutError(), OSError("Reset.")])
+@pytest.mark.parametrize("name", ["b.jsonl", "b.parquet", "b.arrow", "b.array_record"])
+@pytest.mark.parametrize("stage", ["open", "read"])
+def test_a_store_that_fails_is_not_taken_for_a_damaged_file(bench, monkeypatch, name, error, stage):
+    table = pa.table({"text": TEXTS[20:60]})
+    path = bench.folder / name
+    write = {
+        "b.jsonl": lambda: write_jsonl(path, TEXTS[20:60]),
+        "b.parquet": lambda: pq.write_table(table, path, row_group_size=10),
+        "b.arrow": lambda: feather.write_feather(table, path, compression="uncompressed"),
+        "b.array_record": lambda: write_array_record(path, TEXTS[20:60]),
+    }
+    write[name]()
+    fs = fsspec.filesystem("memory")
+    fs.pipe(f"/failing/{name}", path.read_bytes())
+    config = bench.config(write_jsonl(bench.folder / "a.jsonl", TEXTS[:20]), "memory://failing", on_error="skip")
+
+    def fail(*_, **__):
+        raise error
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(fs) if stage == "open" else MemoryFile, "_open" if stage == "open" else "read", fail)
+            with pytest.raises((PrepareError, OSError), match=re.escape(str(error) or "TimeoutError")):
+                prepare(config)
+        prepare(config)
+    finally:
+        fs.rm("/failing", recursive=True)
+    assert bench.texts_of(config.output) == TEXTS[:60]
+    assert read_manifest(config.output).skipped == {}
+
+
+def test_a_page_that_cannot_be_decoded_is_damage(bench):
+    path = bench.folder / "a.parquet"
+    pq.write_table(pa.table({"text": TEXTS}), path, row_group_size=50, use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    begin = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    content[begin : begin + 60] = b"\xff" * 60
+    path.write_bytes(content)
+    store = bench.prepare(path, on_error="skip", task_bytes=1)
+    assert bench.texts_of(store) == TEXTS[:50] + TEXTS[100:]
+    assert read_manifest(store).skipped == {"damaged file": 1}
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

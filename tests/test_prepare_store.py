@@ -19,6 +19,7 @@ from preparing import EOD, Bench, content_of, make_texts, whole_content_of, writ
 from xlstm_jax.cli import main
 from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.prepare import PrepareConfig, PrepareError, info, read_manifest, verify
+from xlstm_jax.prepare.array_record_output import ArrayRecordShardWriter
 from xlstm_jax.prepare.duplicates import mark_first
 from xlstm_jax.prepare.splits import SplitRule
 
@@ -193,8 +194,20 @@ def test_every_skipped_record_is_counted_and_a_hundred_of_a_kind_described(bench
     assert lines == list(range(1, 101))
 
 
+def test_array_records_that_two_workers_write_at_a_time_are_whole(tmp_path):
+    documents = np.arange(400_000, dtype=np.int32).reshape(-1, 4000)
+    with ArrayRecordShardWriter(tmp_path / "shard") as first:
+        first.add_many(documents[:50].ravel(), np.full(50, 4000))
+        with ArrayRecordShardWriter(tmp_path / "shard") as second:
+            first.add_many(documents[50:].ravel(), np.full(50, 4000))
+            second.add_many(documents.ravel(), np.full(100, 4000))
+    records = ArrayRecordReader(str(tmp_path / "shard.array_record")).read_all()
+    assert [np.frombuffer(record, "<i4").tolist() for record in records] == documents.tolist()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shard.array_record", "shard.lengths.npy"]
+
+
 @pytest.mark.parametrize("suffix", ["gz", "zst"])
-@pytest.mark.parametrize("spoil", [lambda content: content[:-20], lambda content: b"xyz" + content])
+@pytest.mark.parametrize("spoil", [lambda content: content[:-20], lambda content: b"xyz" + content, lambda _: b""])
 def test_a_compressed_file_that_ends_early_or_is_none_is_an_error_with_its_place(bench, suffix, spoil):
     plain = write_jsonl(bench.folder / "a.jsonl", TEXTS).read_bytes()
     compress = gzip.compress if suffix == "gz" else zstandard.ZstdCompressor().compress

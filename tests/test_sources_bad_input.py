@@ -204,7 +204,7 @@ def test_a_whole_surrogate_pair_is_a_character(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "other"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "other", "empty"])
 def test_a_damaged_compressed_file_is_refused_when_it_is_opened(suffix, damage, tmp_path):
     lines = json_lines({"text": f"text {n * n}"} for n in range(300))
     if suffix == ".jsonl.gz":
@@ -216,6 +216,7 @@ def test_a_damaged_compressed_file_is_refused_when_it_is_opened(suffix, damage, 
         "truncated": content[:half],
         "flipped": content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :],
         "other": lines,
+        "empty": b"",
     }[damage]
     path = tmp_path / f"a{suffix}"
     path.write_bytes(damaged)

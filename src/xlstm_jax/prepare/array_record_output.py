@@ -1,5 +1,6 @@
 """Shards as ArrayRecord files: a document is a record of its tokens; their lengths lie beside them."""
 
+import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +26,8 @@ class ArrayRecordShardWriter:
 
     def __init__(self, prefix: Path) -> None:
         self._path = prefix.with_name(prefix.name + ".array_record")
-        self._part = prefix.with_name(f".{prefix.name}.array_record.part")
+        # A shard may be written twice at a time: by a worker that was given up, and by the one that took its place.
+        self._part = prefix.with_name(f".{prefix.name}.array_record.{uuid.uuid4().hex}.part")
         self._lengths_path = prefix.with_name(prefix.name + LENGTHS)
         self._lengths: list[NDArray[np.int32]] = []
 

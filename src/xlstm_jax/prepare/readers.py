@@ -11,7 +11,7 @@ from xlstm_jax.prepare.config import PrepareConfig
 from xlstm_jax.prepare.copies import local_file
 from xlstm_jax.prepare.errors import BadRecord, PrepareError
 from xlstm_jax.prepare.storage import open_file, public
-from xlstm_jax.prepare.tasks import END_OF_FILE, Piece, open_arrow
+from xlstm_jax.prepare.tasks import END_OF_FILE, Piece, is_damage, open_arrow
 
 __all__ = ["place_of", "read_texts"]
 
@@ -173,12 +173,12 @@ def _read_parquet(piece: Piece, config: PrepareConfig) -> Texts:
             rows = sum(file.metadata.row_group(group).num_rows for group in groups)
             yield from ((place, _no_column(config, known)) for place in range(rows))
             return
-        yield from _rows(file.iter_batches(batch_size=_ROWS, row_groups=groups, columns=columns), config)
+        yield from _rows(file.iter_batches(batch_size=_ROWS, row_groups=groups, columns=columns), piece, config)
 
 
 def _read_arrow(piece: Piece, config: PrepareConfig) -> Texts:
     batches = _record_batches(piece, config, piece.begin, piece.end)
-    yield from _rows((part for batch in batches for part in _sliced(batch, config)), config)
+    yield from _rows((part for batch in batches for part in _sliced(batch, config)), piece, config)
 
 
 def _record_batches(piece: Piece, config: PrepareConfig, begin: int, end: int) -> Iterator[Any]:
@@ -200,15 +200,15 @@ def _sliced(batch: Any, config: PrepareConfig) -> Iterator[Any]:
         yield needed.slice(begin, _ROWS)
 
 
-def _rows(batches: Iterator[Any], config: PrepareConfig) -> Texts:
+def _rows(batches: Iterator[Any], piece: Piece, config: PrepareConfig) -> Texts:
     extract = text_of_record(config)
     place = 0
     while True:
         try:
             batch = next(batches, None)
         except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # The store fails, not the file.
+            if not is_damage(error, piece.format):
+                raise
             yield place, BadRecord.of("damaged file", f"The file is damaged: {error}.")
             return
         if batch is None:

@@ -46,8 +46,11 @@ def settle(config: PrepareConfig, files: list[InputFile]) -> tuple[Job, dict[str
         raise PrepareError("The input is text; name the tokenizer (--tokenizer FILE, FOLDER or NAME).")
     fingerprint = _agreed("tokenizer_fingerprint", [tokenizer and tokenizer.fingerprint], stores)
     vocab_size = _agreed("vocab_size", [tokenizer and tokenizer.vocab_size], stores)
-    eod, bos = (_token_id(tokenizer, token) for token in (config.eod_token, config.bos_token))
-    eod = _agreed("eod_token_id", [eod], stores)
+    # Stores on their own say what their documents end and begin with, unless something else is asked for.
+    eod_is_told = bool(stores) and not has_text and config.eod_token == AUTO
+    bos_is_told = bool(stores) and not has_text and config.bos_token is None
+    eod = _framing("eod_token_id", [] if eod_is_told else [_token_id(tokenizer, config.eod_token)], stores)
+    bos = _framing("bos_token_id", [] if bos_is_told else [_token_id(tokenizer, config.bos_token)], stores)
     tokenize = b""
     if has_text:
         assert tokenizer is not None
@@ -91,6 +94,21 @@ def _agreed(name: str, own: list[Any], stores: list[Manifest]) -> Any:
             "tokenizers cannot stand in one store; prepare each on its own."
         )
     return values.pop() if values else None
+
+
+def _framing(name: str, own: list[int | None], stores: list[Manifest]) -> int | None:
+    """The token that all documents end, or begin, with; here none is a value like others.
+
+    Stores without a manifest are taken to be like the rest.
+    """
+    values: set[int | None] = {*own, *(getattr(store, name) for store in stores)}
+    if len(values) > 1:
+        found = " and ".join(sorted("none" if value is None else str(value) for value in values))
+        raise PrepareError(
+            f"The input does not fit together: {name} is {found}. Documents of one store end and begin alike: ask for "
+            "what all have (--eod-token, --bos-token), or prepare each on its own."
+        )
+    return values.pop()
 
 
 def _token_id(tokenizer: Tokenizer | None, token: str | int | None) -> int | None:

@@ -1,8 +1,11 @@
 """Where input lies: local files, and files of any fsspec store by their URLs."""
 
+import errno
 import hashlib
+import io
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -79,11 +82,61 @@ def open_file(path: str, options: Mapping[str, Any]) -> BinaryIO:
     Args:
         path: Local path or URL.
         options: What fsspec needs to open the store: keys, endpoints.
+
+    Raises:
+        OSError: The file cannot be opened, or later read; always with an errno.
     """
     if not is_url(path):
         return Path(path).open("rb", buffering=_BUFFER_BYTES)
-    fs, inner = _store(path, options)
-    return cast("BinaryIO", fs.open(inner, "rb"))
+    with _failures_of(path):
+        fs, inner = _store(path, options)
+        return io.BufferedReader(_RemoteFile(path, fs.open(inner, "rb")), _BUFFER_BYTES)
+
+
+@contextmanager
+def _failures_of(path: str) -> Iterator[None]:
+    """A store that fails says so with an errno; an error of pyarrow without one says that a file is damaged."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise OSError(errno.EIO, f"{public(path)} cannot be read: {type(error).__name__}: {error}") from error
+
+
+class _RemoteFile(io.RawIOBase):
+    def __init__(self, path: str, opened: Any) -> None:
+        self._path = path
+        self._opened = opened
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._opened.seekable())
+
+    def tell(self) -> int:
+        return int(self._opened.tell())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        with _failures_of(self._path):
+            self._opened.seek(offset, whence)
+        return self.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        with _failures_of(self._path):
+            content = self._opened.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def readall(self) -> bytes:
+        with _failures_of(self._path):
+            return cast("bytes", self._opened.read())
+
+    def close(self) -> None:
+        if not self.closed:
+            self._opened.close()
+        super().close()
 
 
 def exists(path: str, options: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from xlstm_jax.prepare.errors import PrepareError
 from xlstm_jax.prepare.inputs import InputFile
 from xlstm_jax.prepare.storage import is_url, open_file, public, resource
 
-__all__ = ["END_OF_FILE", "Piece", "Task", "cut_into_tasks", "open_arrow"]
+__all__ = ["END_OF_FILE", "Piece", "Task", "cut_into_tasks", "is_damage", "open_arrow"]
 
 END_OF_FILE = 1 << 62
 """The end of a piece that goes as far as its file, whose uncompressed size nobody knows."""
@@ -82,15 +82,29 @@ def cut_into_tasks(files: list[InputFile], config: PrepareConfig) -> Iterator[Ta
 def _cut(file: InputFile, config: PrepareConfig) -> Iterator[Piece]:
     try:
         bounds = list(_bounds(file, config))
-    except (OSError, ValueError, RuntimeError) as error:  # What pyarrow and array_record raise for damaged files.
-        store_fails = isinstance(error, OSError) and error.errno is not None
-        if config.on_error == "raise" or store_fails or file.format == "token_store":
+    except (OSError, ValueError, RuntimeError) as error:
+        if config.on_error == "raise" or not is_damage(error, file.format):
             raise PrepareError(f"{public(file.path)} cannot be read: {error}") from error
         damage = f"The file cannot be read: {error}"
         yield Piece(file.path, file.format, file.compression, 0, END_OF_FILE, file.size, file.identity, damage)
         return
     for (begin, _), (end, size) in itertools.pairwise(bounds):
         yield Piece(file.path, file.format, file.compression, begin, end, size, file.identity)
+
+
+def is_damage(error: Exception, kind: str) -> bool:
+    """Whether an error says that a file of this format is damaged, and not that its store fails.
+
+    What is damaged may be left out for good; what cannot be reached, because a key has expired or a connection was
+    lost, is there the next time.
+    """
+    if kind == "array_record":
+        return isinstance(error, RuntimeError)
+    if kind in ("parquet", "arrow"):
+        # What pyarrow cannot decode is a bare OSError without errno; those of `open_file` have one.
+        without_errno = type(error) is OSError and error.errno is None
+        return without_errno or isinstance(error, require("pyarrow", "parquet").ArrowInvalid)
+    return False
 
 
 def _bounds(file: InputFile, config: PrepareConfig) -> Iterator[tuple[int, int]]:
@@ -178,12 +192,21 @@ def _count_records(file: InputFile, config: PrepareConfig) -> int:
 
 
 def _at_line_ends(file: InputFile, config: PrepareConfig) -> Iterator[tuple[int, int]]:
-    """Cuts near every multiple of the target size, each after the next line (for text: the next blank line)."""
+    """Cuts near every multiple of the target size, each after the next line (for text: the next blank line).
+
+    A file of a store that cannot seek is one piece.
+    """
     cut = 0
     with open_file(file.path, config.storage_options) as opened:
         while file.size - cut > config.task_bytes:
-            opened.seek(cut + config.task_bytes)
-            opened.readline()
+            try:
+                opened.seek(cut + config.task_bytes)
+                opened.readline()
+            except ValueError:  # Of fsspec, where a server knows no ranges. What may pass is no ValueError.
+                if cut or not is_url(file.path):
+                    raise
+                yield END_OF_FILE, file.size
+                return
             if file.format == "text":
                 _skip_to_blank_line(opened)
             end = min(opened.tell(), file.size)

@@ -13,6 +13,8 @@ COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 
 _READ_BYTES = 1 << 18
 _BUFFER_BYTES = 1 << 20
+_LONGEST_WINDOW = 1 << 31
+"""Of `zstd --ultra --long=31`, which corpora are compressed with."""
 
 
 class DamagedError(Exception):
@@ -52,7 +54,7 @@ class _Zstandard:
         self.error: type[Exception] = self._module.ZstdError
 
     def start(self) -> Any:
-        return self._module.ZstdDecompressor().decompressobj()
+        return self._module.ZstdDecompressor(max_window_size=_LONGEST_WINDOW).decompressobj()
 
 
 class _Decompressed(io.RawIOBase):
@@ -60,6 +62,7 @@ class _Decompressed(io.RawIOBase):
         self._opened = opened
         self._codec = codec
         self._stream: Any = None
+        self._begun = False
         self._compressed = b""
         self._ready = memoryview(b"")
 
@@ -73,6 +76,9 @@ class _Decompressed(io.RawIOBase):
             if not self._compressed:
                 if self._stream is not None:
                     raise DamagedError("The compressed file ends early.")
+                if not self._begun:
+                    # Nothing, compressed, is more than nothing.
+                    raise DamagedError("The compressed file ends early: it is empty.")
                 return 0
             self._advance()
         size = min(len(buffer), len(self._ready))
@@ -87,6 +93,7 @@ class _Decompressed(io.RawIOBase):
             if not self._compressed:
                 return
             self._stream = self._codec.start()
+            self._begun = True
         try:
             self._ready = memoryview(self._stream.decompress(self._compressed))
         except self._codec.error as error:
