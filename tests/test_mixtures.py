@@ -154,7 +154,26 @@ def drive(job, steps, state):
 @settings(max_examples=50)
 @given(journey=journeys())
 def test_a_run_with_changes_and_restarts_yields_the_rows_of_its_plain_model(journey):
-    fixed, legs = journey
+    assert_as_plain(*journey)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("lengths", [[(4, 32)], [(2, 8), (4, 32)], [(4, 32), (7, 8)]])
+def test_rows_that_change_their_length_while_a_dataset_is_out_do_not_move_it(lengths, streamed):
+    lengths = [(("step", step), length) for step, length in [(0, LENGTH), *lengths]]
+    fixed = {"documents": documents_of(0, most=60), "streamed": streamed, "shards": 2, "rule": "best_fit",
+             "shuffle": True, "window_rows": 8, "lengths": lengths,
+             "constant_tokens": False, "stops": False, "num_epochs": dict.fromkeys(POOL)}  # fmt: skip
+    legs = [
+        {"names": names, "stages": [(("step", 0), dict.fromkeys(names, 1))], "sizes": [(("step", 0), 4)], "hosts": 1,
+         "steps": steps, "prefetch": 0}
+        for names, steps in ((["a", "b"], 3), (["b"], 3), (["a", "b"], 8))
+    ]  # fmt: skip
+    assert_as_plain(fixed, legs)
+
+
+def assert_as_plain(fixed, legs):
+    """A run, leg by leg, yields what its plain model does."""
     packing = {"rule": fixed["rule"], "rows": fixed["window_rows"], "long_documents": "split",
                "shuffle": fixed["shuffle"] and fixed["rule"] != "none"}  # fmt: skip
     model = PlainRun(fixed["shards"], packing, fixed["shuffle"])
