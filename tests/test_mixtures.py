@@ -483,6 +483,29 @@ def test_row_lengths_that_would_change_unseen_at_a_restart_are_refused():
         assert [batch["inputs"].shape for batch in draw(loader, 2)] == [(4, 32), (4, 8)]
 
 
+@pytest.mark.parametrize(
+    ("streamed", "shards", "hosts", "sizes", "message"),
+    [
+        (True, 4, 1, [(5, 32)], r"batch of 2 rows from step 3 on is no multiple of num_shards=4"),
+        (False, 1, 4, [(5, 32)], r"batch of 2 rows from step 3 on does not divide among 4 hosts"),
+        (False, 1, 1, [(3, 10), (5, 32)], r"160 tokens from step 3 on make no whole number of rows of 64"),
+    ],
+)
+def test_batches_that_only_a_resumed_run_would_have_are_refused(streamed, shards, hosts, sizes, message):
+    documents = [np.full(LENGTH, 1 + i) for i in range(400)]
+    source = Streamed(documents) if streamed else documents
+    # From its beginning, a run has batches of 32 rows long before rows become longer at the 100th.
+    lengths = {"changes": [{"at": {"rows": 100}, "length": 64}], "constant_tokens": True}
+    job = Job({"a": source}, shards=shards, batch=48, bins=2, schedules={"row_length_schedule": lengths})
+    with job.loader() as loader:
+        draw(loader, 3)
+        state = loader.get_state()
+    changed = {"changes": [{"at": at, "size": size} for at, size in sizes]}
+    job = dataclasses.replace(job, batch=8, hosts=hosts, schedules=job.schedules | {"batch_schedule": changed})
+    with job.loader() as loader, pytest.raises(PositionError, match=message):
+        loader.set_state(state)
+
+
 def test_rows_that_would_become_too_short_for_a_document_are_refused_at_once():
     job = Job({"a": [np.arange(12)]}, options={"long_documents": "error"}, schedules={"row_length_schedule": {50: 8}})
     with pytest.raises(ValueError, match="a document of 12 tokens, longer than rows of 8"):

@@ -212,7 +212,13 @@ class RowFeed:
 
     def set_state(self, state: Mapping[str, Any], appended: Collection[str]) -> None:
         """See `Feed.set_state`."""
-        run, position = resume(self._run, Position.from_json(state), appended)
+        run, position = resume(
+            self._run,
+            Position.from_json(state),
+            appended,
+            divisor=self._sharding.divisor,
+            divisor_reason=self._sharding.divisor_reason,
+        )
         self._pass_length.close()
         self._begin(run, position)
 

@@ -93,7 +93,15 @@ class Run:
             raise ValueError(
                 'when_one_ends="stop" needs lengths that are known before documents are read; use "share".'
             )
-        for segment in self.timeline.segments():
+        self.check_lanes(BEGIN)
+
+    def check_lanes(self, start: Moment) -> None:
+        """Refuse batches of streamed data that do not divide among its lanes, from `start` on.
+
+        Raises:
+            ValueError: One does not; the message names the step and the sizes nearby that work.
+        """
+        for segment in () if self.planned else self.timeline.segments(start):
             if segment.size % self.num_shards:
                 low = segment.size // self.num_shards * self.num_shards
                 raise ValueError(
