@@ -58,6 +58,7 @@ def make_loader(job: Job, mesh: Mesh, spec: PartitionSpec | None, host: tuple[in
         job.reset,
         batch_rampup_factors=job.factors,
         batch_partition_spec=spec,
+        **job.schedules,
     )
 
 

@@ -154,7 +154,26 @@ def drive(job, steps, state):
 @settings(max_examples=50)
 @given(journey=journeys())
 def test_a_run_with_changes_and_restarts_yields_the_rows_of_its_plain_model(journey):
-    fixed, legs = journey
+    assert_as_plain(*journey)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("lengths", [[(4, 32)], [(2, 8), (4, 32)], [(4, 32), (7, 8)]])
+def test_rows_that_change_their_length_while_a_dataset_is_out_do_not_move_it(lengths, streamed):
+    lengths = [(("step", step), length) for step, length in [(0, LENGTH), *lengths]]
+    fixed = {"documents": documents_of(0, most=60), "streamed": streamed, "shards": 2, "rule": "best_fit",
+             "shuffle": True, "window_rows": 8, "lengths": lengths,
+             "constant_tokens": False, "stops": False, "num_epochs": dict.fromkeys(POOL)}  # fmt: skip
+    legs = [
+        {"names": names, "stages": [(("step", 0), dict.fromkeys(names, 1))], "sizes": [(("step", 0), 4)], "hosts": 1,
+         "steps": steps, "prefetch": 0}
+        for names, steps in ((["a", "b"], 3), (["b"], 3), (["a", "b"], 8))
+    ]  # fmt: skip
+    assert_as_plain(fixed, legs)
+
+
+def assert_as_plain(fixed, legs):
+    """A run, leg by leg, yields what its plain model does."""
     packing = {"rule": fixed["rule"], "rows": fixed["window_rows"], "long_documents": "split",
                "shuffle": fixed["shuffle"] and fixed["rule"] != "none"}  # fmt: skip
     model = PlainRun(fixed["shards"], packing, fixed["shuffle"])
@@ -462,6 +481,29 @@ def test_row_lengths_that_would_change_unseen_at_a_restart_are_refused():
     with Job(documents, schedules={"row_length_schedule": {2: 32, 4: 8}}).loader() as loader:
         loader.set_state(state)
         assert [batch["inputs"].shape for batch in draw(loader, 2)] == [(4, 32), (4, 8)]
+
+
+@pytest.mark.parametrize(
+    ("streamed", "shards", "hosts", "sizes", "message"),
+    [
+        (True, 4, 1, [(5, 32)], r"batch of 2 rows from step 3 on is no multiple of num_shards=4"),
+        (False, 1, 4, [(5, 32)], r"batch of 2 rows from step 3 on does not divide among 4 hosts"),
+        (False, 1, 1, [(3, 10), (5, 32)], r"160 tokens from step 3 on make no whole number of rows of 64"),
+    ],
+)
+def test_batches_that_only_a_resumed_run_would_have_are_refused(streamed, shards, hosts, sizes, message):
+    documents = [np.full(LENGTH, 1 + i) for i in range(400)]
+    source = Streamed(documents) if streamed else documents
+    # From its beginning, a run has batches of 32 rows long before rows become longer at the 100th.
+    lengths = {"changes": [{"at": {"rows": 100}, "length": 64}], "constant_tokens": True}
+    job = Job({"a": source}, shards=shards, batch=48, bins=2, schedules={"row_length_schedule": lengths})
+    with job.loader() as loader:
+        draw(loader, 3)
+        state = loader.get_state()
+    changed = {"changes": [{"at": at, "size": size} for at, size in sizes]}
+    job = dataclasses.replace(job, batch=8, hosts=hosts, schedules=job.schedules | {"batch_schedule": changed})
+    with job.loader() as loader, pytest.raises(PositionError, match=message):
+        loader.set_state(state)
 
 
 def test_rows_that_would_become_too_short_for_a_document_are_refused_at_once():

@@ -55,6 +55,12 @@ ENDS = {
     "empty lanes": {"datasets": documents_of((3,)), "weights": None},
     "one document": {"datasets": documents_of((1,)), "weights": None},
     "a mixture of which one dataset ends": {"datasets": documents_of((90, 4, 1)), "weights": [1, 1, 1]},
+    "batches without rows before a stage": {
+        "datasets": {"first": Streamed(uneven_documents()[:40]), "later": Streamed(make_documents(1, 90, 40, 10_000))},
+        "weights": None,
+        "shuffle": False,
+        "schedules": {"mixture": {"weights": {"first": 1}, "stages": [{"at": 6, "weights": {"later": 1}}]}},
+    },
     "two epochs": {"num_epochs": 2},
     "planned, uneven lanes": {"datasets": {"d": uneven_documents()}, "weights": None, "shuffle": False},
     "planned, one document": {"datasets": documents_of((1,), streamed=False), "weights": None},

@@ -23,8 +23,8 @@ __all__ = ["EndOfData", "gather_json", "join_positions", "own_part"]
 class EndOfData:
     """Agreement of all processes on the last batch, in one small exchange for every `every` batches.
 
-    Each process prepares its rows `every` batches ahead, and tells how many of these batches hold any of its documents.
-    The data goes on as long as it does on any process.
+    Each process prepares its rows `every` batches ahead, and tells which of these batches hold any of its documents.
+    The data ends before the first batch that holds none on any process, as it does for one process that reads all.
     """
 
     def __init__(self, every: int) -> None:
@@ -32,15 +32,16 @@ class EndOfData:
         self._left = 0
         self._last = False
 
-    def has_batch(self, ahead: int) -> bool:
+    def has_batch(self, ahead: Sequence[bool]) -> bool:
         """Whether there is a next batch on any process.
 
         Args:
-            ahead: Of the next `every` batches, the number of those that this process knows to hold its documents.
+            ahead: Which of the next `every` batches this process knows to hold its documents.
         """
         if not self._left and not self._last:
             with stage("agree", "whether the data goes on, with the other processes"):
-                self._left = int(_gather(np.array([ahead], dtype=np.int32)).max())
+                on_any = _gather(np.array(ahead, dtype=np.int32)).any(axis=0)
+            self._left = int(np.logical_and.accumulate(on_any).sum())
             self._last = self._left < self._every
         if not self._left:
             return False

@@ -45,7 +45,7 @@ class HostBatch(NamedTuple):
     """This process's rows, by field."""
     after: Any
     """What `Feed.deliver` needs to know of it."""
-    ahead: int = 1
+    ahead: Sequence[bool] = ()
     """What `Feed.has_batch` needs to know of it."""
 
 
@@ -212,7 +212,13 @@ class RowFeed:
 
     def set_state(self, state: Mapping[str, Any], appended: Collection[str]) -> None:
         """See `Feed.set_state`."""
-        run, position = resume(self._run, Position.from_json(state), appended)
+        run, position = resume(
+            self._run,
+            Position.from_json(state),
+            appended,
+            divisor=self._sharding.divisor,
+            divisor_reason=self._sharding.divisor_reason,
+        )
         self._pass_length.close()
         self._begin(run, position)
 
@@ -256,14 +262,16 @@ class RowFeed:
         return f"{', '.join(repr(dataset.name) for dataset in self._run.datasets)}, num_shards={self._run.num_shards}"
 
 
-def _plans(planner: Planner, has_rows: Callable[[BatchPlan], bool]) -> Iterator[tuple[BatchPlan, int]]:
+def _plans(planner: Planner, has_rows: Callable[[BatchPlan], bool]) -> Iterator[tuple[BatchPlan, Sequence[bool]]]:
     """Plans, until the data ends."""
     while has_rows(plan := planner.next_batch()):
-        yield plan, 1
+        yield plan, ()
 
 
-def _plans_on_all(planner: Planner, has_rows: Callable[[BatchPlan], bool]) -> Iterator[tuple[BatchPlan, int]]:
-    """Plans without end, each with the number of those among the next `AGREE_EVERY` that have rows in this process."""
+def _plans_on_all(
+    planner: Planner, has_rows: Callable[[BatchPlan], bool]
+) -> Iterator[tuple[BatchPlan, Sequence[bool]]]:
+    """Plans without end, each with which of the next `AGREE_EVERY`, itself the first, have rows in this process."""
     plans: deque[BatchPlan] = deque()
     failed: Exception | None = None
     while True:
@@ -276,11 +284,13 @@ def _plans_on_all(planner: Planner, has_rows: Callable[[BatchPlan], bool]) -> It
             assert failed is not None, "only an error ends the plans"
             raise failed
         # Where planning failed there would have been rows.
-        ahead = AGREE_EVERY if failed else sum(map(has_rows, plans))
+        ahead = [*map(has_rows, plans), *[True] * (AGREE_EVERY - len(plans))]
         yield plans.popleft(), ahead
 
 
-def _build(plan: BatchPlan, ahead: int, sharding: BatchSharding, run: Run, buffers: HostBuffers) -> HostBatch:
+def _build(
+    plan: BatchPlan, ahead: Sequence[bool], sharding: BatchSharding, run: Run, buffers: HostBuffers
+) -> HostBatch:
     ranges = sharding.rows(plan.size)
     needed: list[PlacedRun] = []
     before = 0

@@ -33,6 +33,10 @@ class Cursor(NamedTuple):
     """(row length, rows emitted, row length, rows emitted, …): where the row length changed within the window, its rows
     of each earlier length. What they left, merged where it touches, is a window of its own, of which `row` counts."""
 
+    def behind(self, length: int) -> "Cursor":
+        """The same place, where the rows so far had this length and those that follow have another."""
+        return self._replace(row=0, chain=(*self.chain, length, self.row)) if self.row else self
+
 
 class RowRun(NamedTuple):
     """Rows `start` to `stop` of a window of dataset number `dataset`."""
@@ -76,8 +80,7 @@ class RowStream:
     def change_length(self, length: int) -> bool:
         """Go on in rows of another length; tells whether that changed the cursor."""
         cursor = self._cursor
-        if cursor.row:
-            self._cursor = cursor._replace(row=0, chain=(*cursor.chain, self._length, cursor.row))
+        self._cursor = cursor.behind(self._length)
         self._begin(length)
         return self._cursor != cursor
 

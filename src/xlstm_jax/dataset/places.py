@@ -198,6 +198,7 @@ class Planner:
         counts = [min(w, self._available(lane, w)) for lane, w in enumerate(wanted)]
         place = self._place + size
         if self._pad_ended_lanes:
+            assert size % shards == 0, "resuming and making a run refuse batches that lanes cannot share evenly"
             return counts, [size // shards * lane for lane in range(shards)], place
         if counts != wanted:
             counts, place = self._deal_to_the_rest(size)

@@ -5,7 +5,7 @@ data (`fingerprint`), so that a position of other data is refused instead of con
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from xlstm_jax.dataset.lanes import Cursor, PositionError
@@ -22,6 +22,9 @@ __all__ = [
 ]
 
 VERSION = 1
+
+OWN = frozenset({"cursors", "shares", "skipped", "row_length"})
+"""What stands beside the settings of a dataset in JSON; the row length only of one that was taken out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,12 +49,18 @@ class DatasetPosition:
         cursors = [cursor for cursor in self.cursors if cursor is not None]
         return max(cursor.epoch + (cursor != Cursor(cursor.epoch)) for cursor in cursors)
 
+    def in_rows_of(self, length: int, before: int) -> "DatasetPosition":
+        """The same place, counted in rows of `length` instead of those of `before`."""
+        if length == before:
+            return self
+        return replace(self, cursors=tuple(cursor and cursor.behind(before) for cursor in self.cursors))
+
     @classmethod
     def parse(cls, entry: Mapping[str, Any]) -> "DatasetPosition":
         """Read what `Position.to_json` writes of one dataset, the shared settings among it."""
         return cls(
             cursors=tuple(map(cursor_from_json, entry["cursors"])),
-            settings={key: value for key, value in entry.items() if key not in {"cursors", "shares", "skipped"}},
+            settings={key: value for key, value in entry.items() if key not in OWN},
             skipped=frozenset(map(int, entry.get("skipped", ()))),
         )
 
@@ -94,12 +103,17 @@ class Position:
     """Rows that each dataset has given to the run so far."""
     datasets: Mapping[str, DatasetPosition] = field(default_factory=dict)
     retired: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Datasets that were taken out of the mixture, as they stand in JSON: one that comes back goes on where it was."""
+    """Datasets that were taken out of the mixture, as they stand in JSON: one that comes back goes on where it was.
+    Their cursors count in rows of a length of their own."""
 
     @property
     def known(self) -> dict[str, DatasetPosition]:
-        """All datasets that the run has ever had, those that were taken out among them."""
-        return {name: DatasetPosition.parse(entry) for name, entry in self.retired.items()} | dict(self.datasets)
+        """All datasets that the run has ever had, those that were taken out among them; all in rows of `row_length`."""
+        retired = {
+            name: DatasetPosition.parse(entry).in_rows_of(self.row_length, int(entry["row_length"]))
+            for name, entry in self.retired.items()
+        }
+        return retired | dict(self.datasets)
 
     def to_json(self) -> dict[str, Any]:
         """The position as JSON: numbers, strings, lists and dicts only."""
@@ -133,7 +147,7 @@ class Position:
         """What stands here of datasets that leave the mixture."""
         state = self.to_json()
         shared = state["settings"]
-        return {name: {**shared, **state["datasets"][name]} for name in names}
+        return {name: {**shared, **state["datasets"][name], "row_length": self.row_length} for name in names}
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> "Position":
@@ -161,6 +175,9 @@ class Position:
         for name, entry in (entries | state.get("retired", {})).items():
             if len(entry["cursors"]) != state["num_shards"]:
                 raise ValueError(f"{len(entry['cursors'])} cursors of {name!r} for {state['num_shards']} lanes")
+        for name, entry in state.get("retired", {}).items():
+            if int(entry["row_length"]) < 1:
+                raise ValueError(f"rows of {entry['row_length']} of {name!r}")
         shares = {name: [int(n) for n in entry["shares"]] for name, entry in entries.items()}
         return cls(
             moment=Moment(*(int(state[unit]) for unit in Moment._fields)),

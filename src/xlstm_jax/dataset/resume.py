@@ -19,13 +19,22 @@ __all__ = ["resume"]
 LOGGER = logging.getLogger(__name__)
 
 
-def resume(run: Run, saved: Position, appended: Collection[str] = ()) -> tuple[Run, Position]:
+def resume(
+    run: Run,
+    saved: Position,
+    appended: Collection[str] = (),
+    *,
+    divisor: int = 1,
+    divisor_reason: str = "whole rows",
+) -> tuple[Run, Position]:
     """The run with the saved position's defaults, and the position as it stands in this run.
 
     Args:
         run: The run.
         saved: Where it stood.
         appended: Datasets that may hold further documents behind those that they had.
+        divisor: What the rows of a batch must be a multiple of.
+        divisor_reason: Where that comes from, in words.
 
     Raises:
         PositionError: The position is one of other data or settings; the message names each difference.
@@ -48,7 +57,20 @@ def resume(run: Run, saved: Position, appended: Collection[str] = ()) -> tuple[R
             "Make the loader with the saved settings, or start a new run."
         )
     _refuse_documents_that_no_lane_has(run, saved)
+    _refuse_shapes(run, saved, divisor, divisor_reason)
     return run, _adapt(run, saved)
+
+
+def _refuse_shapes(run: Run, saved: Position, divisor: int, reason: str) -> None:
+    """Refuse batches that a run which began with these schedules would never have, and one that resumes has."""
+    try:
+        run.timeline.check(divisor, reason, saved.moment)
+        run.check_lanes(saved.moment)
+    except ValueError as error:
+        raise PositionError(
+            f"The saved position (step {saved.moment.step}, {saved.moment.rows} rows) does not fit batch_schedule and "
+            f"row_length_schedule of this loader, although they fit a run from its beginning: {error}"
+        ) from error
 
 
 def _refuse_documents_that_no_lane_has(run: Run, saved: Position) -> None:

@@ -93,13 +93,17 @@ class Run:
             raise ValueError(
                 'when_one_ends="stop" needs lengths that are known before documents are read; use "share".'
             )
-        for segment in self.timeline.segments():
-            if segment.size % self.num_shards:
-                low = segment.size // self.num_shards * self.num_shards
+        self.check_lanes(BEGIN)
+
+    def check_lanes(self, start: Moment) -> None:
+        """Refuse, by ValueError, batches of streamed data that do not divide among its lanes, from `start` on."""
+        shards = self.num_shards
+        for begin, size, _, _ in () if self.planned else self.timeline.segments(start):
+            if size % shards:
+                low = size // shards * shards
                 raise ValueError(
-                    f"The batch of {segment.size} rows from step {segment.start.step} on is no multiple of "
-                    f"num_shards={self.num_shards}, as data whose lengths are unknown before it is read needs; use "
-                    f"{low or self.num_shards} or {low + self.num_shards} rows."
+                    f"The batch of {size} rows from step {begin.step} on is no multiple of num_shards={shards}, as "
+                    f"data of unknown lengths needs; use {low or shards} or {low + shards} rows."
                 )
 
     @property
@@ -233,11 +237,8 @@ class Run:
             stage = StageStanding(number, index, start, weights, counts)
         next_rounds = rounds_at(place, stage.start, stage.weights, shards)
         rounds = Rounds(MixtureSequence(stage.weights, stage.counts), shards, start=stage.start, first=min(next_rounds))
-        skipping = (
-            {}
-            if self.planned
-            else {d.name: skipping_of(d.source, position.datasets[d.name].skipped) for d in self.datasets}
-        )
+        streamed = () if self.planned else self.datasets
+        skipping = {d.name: skipping_of(d.source, position.datasets[d.name].skipped) for d in streamed}
         built = [
             Lane(lane, self._streams(lane, position, readers, skipping, one_epoch), rounds, next_rounds[lane])
             if lane in lanes

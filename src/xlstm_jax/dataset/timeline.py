@@ -124,17 +124,17 @@ class Timeline:
                 return begin.step - start.step + fit
         raise AssertionError("the last segment has no end")
 
-    def check(self, divisor: int, reason: str) -> None:
-        """Refuse batches that do not divide.
+    def check(self, divisor: int, reason: str, start: Moment = BEGIN) -> None:
+        """Refuse batches that do not divide, from `start` on.
 
         Raises:
             ValueError: A batch is no multiple of `divisor`; the message names the step and the sizes nearby that work.
         """
-        for start, size, _, _ in self.segments():
+        for begin, size, _, _ in self.segments(start):
             if size % divisor:
                 low = size // divisor * divisor
                 works = f"{low} or {low + divisor}" if low else f"{divisor}"
                 raise ValueError(
-                    f"The batch of {size} rows from step {start.step} on does not divide among {reason}; it must be a "
+                    f"The batch of {size} rows from step {begin.step} on does not divide among {reason}; it must be a "
                     f"multiple of {divisor}: use {works} rows."
                 )
