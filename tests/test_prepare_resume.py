@@ -371,7 +371,7 @@ def test_parts_of_other_pieces_of_the_input_are_not_taken_for_those_of_a_task(be
         prepare(config, watch=interrupt_after(10))
 
     def lost(*_):
-        raise TimeoutError
+        raise OSError("what pyarrow says of a file that it cannot decode")
 
     with monkeypatch.context() as patch:
         patch.setattr("xlstm_jax.prepare.tasks.open_file", lost)
