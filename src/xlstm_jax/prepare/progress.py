@@ -26,8 +26,6 @@ class Progress:
 
     total_bytes: int
     """Of all input files."""
-    tasks: int = 0
-    """Tasks planned so far."""
     resumed_bytes: int = 0
     """Of what was done before this start."""
     read_bytes: int = 0
