@@ -48,6 +48,13 @@ def test_the_command_line_does_what_the_function_does(bench, corpus, capsys):
     assert "shard-00000: " in capsys.readouterr().out
 
 
+def test_a_command_called_from_python_leaves_logging_as_it_was(tmp_path):
+    root, ours = logging.getLogger(), logging.getLogger("xlstm_jax")
+    before = list(root.handlers), ours.level
+    assert main(["info", str(tmp_path)]) == 1
+    assert (list(root.handlers), ours.level) == before
+
+
 def test_an_error_is_a_sentence_and_a_code(bench, corpus, capsys):
     assert main(["prepare", "nowhere.jsonl", "--output", str(bench.folder / "x"), "--tokenizer", "t.json"]) == 1
     assert capsys.readouterr().err == "error: There is no file at nowhere.jsonl; check the path.\n"

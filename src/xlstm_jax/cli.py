@@ -7,7 +7,8 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -50,11 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parsed = _parser().parse_args(given)
-    logging.basicConfig(format="%(message)s", handlers=[_Lines()])
-    logging.getLogger("xlstm_jax").setLevel(logging.INFO)
     parsed.command = shlex.join(["xlstm-data", *_without_secrets(given)])
     try:
-        return int(parsed.run(parsed))
+        with _log_on_the_terminal():
+            return int(parsed.run(parsed))
     except (PrepareError, ValueError, OSError, ImportError) as error:
         full = isinstance(error, OSError) and error.errno in _FULL
         cure = ". Make room in the output folder; then the same command goes on from here." if full else ""
@@ -70,6 +70,20 @@ def reference() -> str:
     parser = _parser()
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))  # noqa: SLF001
     return "\n\n".join(command.format_help().strip() for command in commands.choices.values())
+
+
+@contextmanager
+def _log_on_the_terminal() -> Iterator[None]:
+    """Print the log of the commands; afterwards logging is as it was, for those who call `main` from Python."""
+    root, ours, lines = logging.getLogger(), logging.getLogger("xlstm_jax"), _Lines()
+    before = ours.level
+    root.addHandler(lines)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.setLevel(before)
+        root.removeHandler(lines)
 
 
 class _Lines(logging.Handler):
