@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import tokenizers
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.dataset.tokenizer import Tokenizer
@@ -44,6 +46,13 @@ def write_jsonl(path: Path, records) -> Path:
     content = b"\n".join(lines) + b"\n"
     path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     return path
+
+
+def write_array_record(path, texts):
+    writer = ArrayRecordWriter(os.fsencode(path), "group_size:1")
+    for text in texts:
+        writer.write(text.encode())
+    writer.close()
 
 
 class Bench:

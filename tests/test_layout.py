@@ -22,7 +22,7 @@ LAYERS = [
     "dataset.arguments dataset.kernels dataset.order dataset.stages dataset.threads",
     "dataset.sources.extras dataset.sources.progress dataset.sources.fingerprint dataset.sources.base",
     "dataset.sources.files dataset.sources.mapped_file dataset.sources.open_files",
-    "dataset.sources.decompression dataset.sources.cache",
+    "dataset.sources.decompression dataset.sources.whole_file dataset.sources.cache",
     "dataset.sources.manifest dataset.sources.records dataset.sources.columns dataset.sources.memory",
     "dataset.sources.token_index dataset.sources.token_store dataset.sources.token_writer",
     "dataset.sources.array_record dataset.sources.json_lines dataset.sources.parquet dataset.sources.hugging_face",

@@ -14,13 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from array_record.python.array_record_module import ArrayRecordWriter
 from fsspec.implementations.memory import MemoryFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import feather
 
-from preparing import Bench, content_of, interrupt_after, make_texts, write_jsonl
+from preparing import Bench, content_of, interrupt_after, make_texts, write_array_record, write_jsonl
 from xlstm_jax.dataset.sources import TokenStore, write_token_store
 from xlstm_jax.prepare import PrepareError, prepare, read_manifest
 
@@ -111,13 +110,6 @@ def test_a_dataset_of_several_splits_asks_for_one(bench):
 def test_array_records_of_text_give_all_documents(bench):
     write_array_record(bench.folder / "a.array_record", TEXTS)
     assert bench.texts_of(bench.prepare(bench.folder / "a.array_record")) == TEXTS
-
-
-def write_array_record(path, texts):
-    writer = ArrayRecordWriter(str(path), "group_size:1")
-    for text in texts:
-        writer.write(text.encode())
-    writer.close()
 
 
 def test_text_files_are_documents_in_the_order_of_their_names(bench):

@@ -1,10 +1,13 @@
 """Stopped at any moment, the same command goes on, and the store is the same to the byte."""
 
+import fcntl
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preparing import Bench, interrupt_after, make_texts, save_tokenizer, whole_content_of, write_jsonl
+from preparing import Bench, content_of, interrupt_after, make_texts, save_tokenizer, whole_content_of, write_jsonl
 from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.prepare import PrepareError, prepare, read_manifest
 from xlstm_jax.prepare.plan import ShardPlan
@@ -128,9 +131,10 @@ A shell lets what it starts in the background ignore SIGINT, and with it all tha
 class Command:
     """`xlstm-data prepare` as a process of its own."""
 
-    def __init__(self, folder: Path, corpus: Path, before: str = ""):
+    def __init__(self, folder: Path, corpus: Path, before: str = "", output_format: str = "token_store"):
         arguments = ["prepare", str(corpus), "--output", str(folder / "by-command"), "--workers", "2"]
         arguments += ["--tokenizer", str(folder / "tokenizer.json"), "--task-size", "20k", "--shard-size", "50k"]
+        arguments += ["--format", output_format.replace("_r", "r")]
         code = before + COMMAND
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -181,19 +185,21 @@ def test_killed_at_random_moments_the_command_ends_with_the_same_bytes(tmp_path)
     assert whole_content_of(tmp_path / "by-command") == expected
 
 
-def test_a_full_disk_is_an_error_and_no_loss(tmp_path):
+@pytest.mark.parametrize("output_format", ["token_store", "array_record"])
+def test_a_full_disk_is_an_error_and_no_loss(tmp_path, output_format):
     save_tokenizer(tmp_path / "tokenizer.json")
     corpus = write_jsonl(tmp_path / "a.jsonl", make_texts(600, longest=80))
     # No file may grow beyond this: as with a full disk, a write fails somewhere in the middle.
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); "
-    code, said = Command(tmp_path, corpus, before=limit).finish()
+    code, said = Command(tmp_path, corpus, before=limit, output_format=output_format).finish()
     assert code == 1
-    assert "File too large. Make room in the output folder; then the same command goes on from here." in said
+    assert re.search(r"error: .*File too large.*\. Make room in the output folder; then the same command goes on", said)
+    assert "Traceback" not in said
     left = state_of(tmp_path / "by-command")
     assert not [path for path in left if path.name.startswith("shard-") or path.name.endswith(".part")]
-    assert Command(tmp_path, corpus).finish()[0] == 0
+    assert Command(tmp_path, corpus, output_format=output_format).finish()[0] == 0
     bench = Bench(tmp_path)
-    expected = bench.prepare(corpus, task_bytes=20 << 10, shard_bytes=50 << 10)
+    expected = bench.prepare(corpus, task_bytes=20 << 10, shard_bytes=50 << 10, output_format=output_format)
     assert whole_content_of(tmp_path / "by-command") == whole_content_of(expected)
 
 
@@ -244,17 +250,67 @@ def test_a_store_with_a_damaged_shard_does_not_go_on(bench, corpus, kind, spoil,
     assert not (config.output / "manifest.json").exists()
 
 
-def test_what_a_finished_shard_replaces_is_on_the_disk_with_its_name(bench, corpus, monkeypatch):
-    synced = set()
-    fsync = os.fsync
+@pytest.mark.parametrize("part", [0, 2])
+def test_what_a_power_failure_took_of_a_marker_whose_shard_is_finished_is_done_again(bench, corpus, part):
+    expected = whole_content_of(bench.prepare(corpus))
+    config = bench.config(corpus)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, watch=interrupt_after(12))
+    parts = config.output / ".unfinished" / "parts"
+    assert [path.name for path in parts.glob(f"{part:08d}.*")] == [f"{part:08d}.json"]
+    (parts / f"{part:08d}.json").write_bytes(b"")
+    prepare(config)
+    assert whole_content_of(config.output) == expected
 
-    def record(descriptor):
-        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
-        fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", record)
-    store = bench.prepare(corpus)
-    assert {store, store / ".unfinished" / "shards", *store.iterdir()} <= synced
+def test_all_that_work_rests_on_is_on_the_disk_before_it_has_its_name(bench, corpus, monkeypatch):
+    """After a power failure a file may be empty that was renamed before it was synced, or lack its name."""
+    events = []
+
+    def recorded(name, function, described):
+        def call(*given):
+            events.append((name, *described(*given)))
+            return function(*given)
+
+        return call
+
+    def renamed(old, new):
+        return os.fspath(new), Path(old).stat().st_ino
+
+    monkeypatch.setattr(os, "fsync", recorded("fsync", os.fsync, lambda given: (os.fstat(given).st_ino,)))
+    monkeypatch.setattr(os, "replace", recorded("name", os.replace, renamed))
+    monkeypatch.setattr(Path, "replace", recorded("name", Path.replace, renamed))
+    monkeypatch.setattr(Workspace, "end", lambda _: None)
+    store = bench.prepare(corpus, corpus, drop_duplicates=True)
+    state = store / ".unfinished"
+    shards = sorted(store.glob("shard-*.*"))
+    markers = sorted((state / "shards").iterdir())
+    assert len(shards) == 2 * len(markers) > 4
+    for path in (
+        state / "settings.json",
+        state / "inputs.jsonl",
+        state / "all.keep",
+        *markers,
+        store / "manifest.json",
+    ):
+        place = events.index(("name", str(path), path.stat().st_ino))
+        assert ("fsync", path.stat().st_ino) in events[:place], path
+        assert ("fsync", path.parent.stat().st_ino) in events[place:], path
+    for path in shards:
+        # Under its name already, and before its marker.
+        place = events.index(("fsync", path.stat().st_ino))
+        marker = state / "shards" / f"all-{path.stem.removeprefix('shard-')}.json"
+        assert place < events.index(("name", str(marker), marker.stat().st_ino))
+    assert {("fsync", folder.stat().st_ino) for folder in (store.parent, store, state)} <= set(events)
+
+
+def test_settings_that_are_lost_take_what_was_made_by_them_along(bench, corpus):
+    config = bench.config(corpus)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, watch=interrupt_after(12))
+    (config.output / ".unfinished" / "settings.json").unlink()
+    store = bench.prepare(corpus, output=config.output, shard_bytes=6000, bos_token=3)
+    assert content_of(store) == content_of(bench.prepare(corpus, shard_bytes=6000, bos_token=3))
 
 
 def test_a_result_that_is_lost_costs_no_work_and_no_parts(bench, corpus, monkeypatch):
@@ -439,6 +495,42 @@ def test_two_processes_do_not_work_on_one_store(bench, corpus):
     config = bench.config(corpus)
     with Workspace(config.output).locked(), pytest.raises(PrepareError, match="Another process prepares"):
         prepare(config)
+
+
+def test_a_lock_that_was_cleared_away_while_it_was_taken_keeps_others_out(bench, corpus, monkeypatch):
+    folder = bench.folder / "store"
+    first, second, third = (Workspace(folder) for _ in range(3))
+    flock = fcntl.flock
+
+    def end_of_the_first(*given):
+        # The second has opened the lock, and has not locked it yet.
+        monkeypatch.setattr(fcntl, "flock", flock)
+        first.end()
+        ours.close()
+        flock(*given)
+
+    ours = ExitStack()
+    ours.enter_context(first.locked())
+    monkeypatch.setattr(fcntl, "flock", end_of_the_first)
+    with second.locked(), pytest.raises(PrepareError, match="Another process prepares"), third.locked():
+        pass
+    assert sorted(path.name for path in folder.iterdir()) == [".unfinished"]
+
+
+def test_a_store_that_another_process_finishes_meanwhile_is_finished(bench, corpus, monkeypatch):
+    expected = whole_content_of(bench.prepare(corpus))
+    config = bench.config(corpus)
+    locked = Workspace.locked
+
+    def others_first(workspace):
+        monkeypatch.setattr(Workspace, "locked", locked)
+        prepare(config)
+        return locked(workspace)
+
+    monkeypatch.setattr(Workspace, "locked", others_first)
+    prepare(config)
+    assert whole_content_of(config.output) == expected
+    assert not [path for path in config.output.iterdir() if path.is_dir()]
 
 
 def test_a_store_of_someone_else_is_not_overwritten(bench, corpus):

@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import os
 import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +16,21 @@ import zstandard
 from array_record.python.array_record_module import ArrayRecordReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import feather
 
-from preparing import EOD, Bench, content_of, make_texts, whole_content_of, write_jsonl
+from preparing import (
+    EOD,
+    Bench,
+    content_of,
+    interrupt_after,
+    make_texts,
+    whole_content_of,
+    write_array_record,
+    write_jsonl,
+)
 from xlstm_jax.cli import main
-from xlstm_jax.dataset.sources import TokenStore
-from xlstm_jax.prepare import PrepareConfig, PrepareError, info, read_manifest, verify
+from xlstm_jax.dataset.sources import TokenStore, open_source, write_token_store
+from xlstm_jax.prepare import PrepareConfig, PrepareError, info, prepare, read_manifest, verify
 from xlstm_jax.prepare.array_record_output import ArrayRecordShardWriter
 from xlstm_jax.prepare.duplicates import mark_first
 from xlstm_jax.prepare.splits import SplitRule
@@ -171,6 +183,72 @@ def test_a_bad_line_is_an_error_with_its_number(bench, reason, line):
     path = write_jsonl(bench.folder / "a.jsonl", [GOOD] * 30 + [line] + [GOOD] * 5)
     with pytest.raises(PrepareError, match=r"a\.jsonl, line 31: .*on-error skip"):
         bench.prepare(path, task_bytes=100)
+
+
+@pytest.mark.parametrize("splits", [{}, {"a": 0.5, "b": 0.5}])
+def test_a_text_without_tokens_is_an_empty_text(bench, splits):
+    """This tokenizer has no token for what is no ASCII, and none for what is unknown."""
+    letters = {"<|endoftext|>": EOD} | {chr(code): code for code in range(1, 128)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=letters, merges=[]))
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(bench.folder / "ascii.json"))
+    path = write_jsonl(bench.folder / "a.jsonl", ["good"] * 3 + ["日本", b"{", "é"] + ["good"] * 2)
+    given = {"tokenizer": str(bench.folder / "ascii.json"), "splits": splits}
+    with pytest.raises(PrepareError, match=r"a\.jsonl, line (4: The text has no tokens|5: The line is no valid JSON)"):
+        bench.prepare(path, **given)
+    for size in (1, 1 << 20):
+        store = bench.prepare(path, on_error="skip", task_bytes=size, **given)
+        manifest = read_manifest(store)
+        assert manifest.skipped == {"empty text": 2, "broken JSON": 1}
+        assert (manifest.documents, manifest.tokens, manifest.length_histogram) == (5, 25, {"4": 5})
+        assert (manifest.text_bytes, manifest.text_tokens) == (20, 20)
+        errors = [json.loads(line) for line in (store / "errors.jsonl").read_text().splitlines()]
+        assert [(error["line"], error["excerpt"]) for error in errors] == [(4, "日本"), (5, "{"), (6, "é")]
+
+
+def test_what_is_no_unicode_is_written_down_as_it_is(bench):
+    """Halves of surrogate pairs within a record, and names of files that are no utf-8."""
+    folder = Path(os.fsdecode(os.fsencode(bench.folder) + b"/caf\xe9"))
+    folder.mkdir()
+    lines = [GOOD, b'{"txt": "\\ud800 \xc3\xa9"}', b'{"text": 3, "\\udfff": 4}', b'{"text": "x\\udc00"}', b'"\\udd00"']
+    path = write_jsonl(folder / "a.jsonl", lines)
+    config = bench.config(path, output=folder / "store", on_error="skip")
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, watch=interrupt_after(1))
+    prepare(config)
+    store = config.output
+    assert bench.texts_of(store) == ["good"]
+    assert read_manifest(store).skipped == {"missing column": 1, "wrong type": 2, "invalid unicode": 1}
+    assert read_manifest(store).shards[0].source["first"] == str(path)
+    errors = [json.loads(line) for line in (store / "errors.jsonl").read_bytes().splitlines()]
+    assert {error["path"] for error in errors} == {str(path)}
+    assert errors[0]["excerpt"] == '{"txt": "\ud800 é"}'
+    assert "é" in (store / "errors.jsonl").read_text()
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.array_record", "a.txt", "a.idx"])
+def test_files_of_all_formats_may_have_names_that_are_no_utf_8(bench, name, capfd):
+    folder = Path(os.fsdecode(os.fsencode(bench.folder) + b"/\xff"))
+    table = pa.table({"text": TEXTS[:9]})
+    path = bench.folder / name
+    write = {
+        ".parquet": lambda: pq.write_table(table, path),
+        ".arrow": lambda: feather.write_feather(table, path, compression="uncompressed"),
+        ".array_record": lambda: write_array_record(path, TEXTS[:9]),
+        ".txt": lambda: path.write_text("\n\n".join(TEXTS[:9])),
+        ".idx": lambda: write_token_store(path, bench.tokenizer.encode_batch(TEXTS[:9]), dtype=np.uint16),
+    }
+    write[path.suffix]()
+    folder.mkdir()
+    for file in bench.folder.glob("a.*"):
+        file.rename(folder / file.name)
+    output = Path(os.fsdecode(os.fsencode(bench.folder) + b"/\xfe"))
+    given = ["--tokenizer", str(bench.tokenizer_path), "--workers", "0", "--text-documents", "blank_line"]
+    assert main(["prepare", str(folder), "--output", str(output), "--format", "arrayrecord", *given]) == 0
+    assert "\\udcfe is finished" in capfd.readouterr().out
+    documents = open_source(output)
+    assert [bench.tokenizer.decode(documents[n]).removesuffix("<|endoftext|>") for n in range(9)] == TEXTS[:9]
+    assert verify(output) == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])

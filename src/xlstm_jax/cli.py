@@ -264,14 +264,13 @@ def _prepare(parsed: argparse.Namespace) -> int:
     begun = time.monotonic()
     with terminal() as watch:
         manifest = prepare(PrepareConfig(**given), command=parsed.command, watch=watch)
-    print(describe(manifest))  # noqa: T201
-    print(f"{parsed.output} is finished, after {time.monotonic() - begun:.0f} s")  # noqa: T201
+    _say(f"{describe(manifest)}\n{parsed.output} is finished, after {time.monotonic() - begun:.0f} s")
     return 0
 
 
 def _verify(parsed: argparse.Namespace) -> int:
     broken = verify(parsed.folder)
-    print("\n".join(broken) if broken else f"{parsed.folder} is sound.")  # noqa: T201
+    _say("\n".join(broken) if broken else f"{parsed.folder} is sound.")
     return 1 if broken else 0
 
 
@@ -290,8 +289,14 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 
 def _info(parsed: argparse.Namespace) -> int:
-    print(info(parsed.folder))  # noqa: T201
+    _say(info(parsed.folder))
     return 0
+
+
+def _say(text: str) -> None:
+    """Print on sys.stdout, with an escape for what it cannot show, such as names of files that are no utf-8."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))  # noqa: T201
 
 
 def _without_secrets(arguments: Sequence[str]) -> list[str]:

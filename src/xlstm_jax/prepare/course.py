@@ -14,7 +14,7 @@ from xlstm_jax.prepare.storage import public
 from xlstm_jax.prepare.tasks import Task
 from xlstm_jax.prepare.work import Work, Worklist, marker_of
 from xlstm_jax.prepare.worker import Done, Job, run_task
-from xlstm_jax.prepare.workspace import Workspace, read_json, sync
+from xlstm_jax.prepare.workspace import Workspace, read_json
 
 __all__ = ["Course"]
 
@@ -117,8 +117,6 @@ class Course:
             markers = map(self._workspace.part_marker, range(self.parts))
             documents = sum(read_json(marker)["documents"][name] for marker in markers)
             mark_first([self._workspace.part_files(part, name)[2] for part in range(self.parts)], documents, out)
-            # What it was made of goes with the first finished shards.
-            sync(out)
         return np.memmap(out, dtype=np.uint8, mode="r") if out.stat().st_size else np.zeros(0, dtype=np.uint8)
 
     def _free_parts(self, name: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm_jax.dataset.sources.whole_file import put_in_place
 from xlstm_jax.prepare.splits import CONTENT_HASH_BYTES
 
 __all__ = ["mark_first"]
@@ -26,7 +27,7 @@ def mark_first(hash_files: list[Path], documents: int, out: Path) -> None:
     Args:
         hash_files: In the order of the documents, 16 bytes for each.
         documents: Their number.
-        out: The file; it appears when it is whole.
+        out: The file; it appears when it is whole, and on the disk.
     """
     folder = out.with_name(out.name + ".sort")
     shutil.rmtree(folder, ignore_errors=True)
@@ -40,7 +41,8 @@ def mark_first(hash_files: list[Path], documents: int, out: Path) -> None:
         marks.flush()
     else:
         part.write_bytes(b"")
-    part.replace(out)
+    # What it was made of goes with the first finished shards.
+    put_in_place(part, out)
     folder.rmdir()
 
 

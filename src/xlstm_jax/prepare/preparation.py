@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-from xlstm_jax.dataset.sources.cache import whole_file
 from xlstm_jax.dataset.sources.fingerprint import digest
 from xlstm_jax.dataset.sources.manifest import MANIFEST, Manifest, Shard, read_manifest
+from xlstm_jax.dataset.sources.whole_file import json_bytes, whole_file
 from xlstm_jax.prepare.config import PrepareConfig
 from xlstm_jax.prepare.course import Course
 from xlstm_jax.prepare.engines import run
@@ -24,7 +23,7 @@ from xlstm_jax.prepare.splits import SplitRule
 from xlstm_jax.prepare.storage import public, resource
 from xlstm_jax.prepare.tasks import cut_into_tasks
 from xlstm_jax.prepare.worker import Job
-from xlstm_jax.prepare.workspace import Workspace, read_json, sync
+from xlstm_jax.prepare.workspace import Workspace, read_json
 
 __all__ = ["ERRORS", "prepare", "written_by"]
 
@@ -64,6 +63,7 @@ def prepare(config: PrepareConfig, *, command: str | None = None, watch: Watch |
     }
     workspace = Workspace(config.output)
     if (config.output / MANIFEST).is_file() and not workspace.folder.is_dir():
+        workspace.clear_rest()
         return _finished(config, settings, summary)
     with workspace.locked():
         if (config.output / MANIFEST).is_file():
@@ -149,13 +149,13 @@ def _write_manifests(head: _Head, parts: int) -> Manifest:
         documents.update(marker["documents"])
         read.update({key: marker[key] for key in ("text_bytes", "text_tokens")})
     if skipped.counts:
-        with whole_file(output / ERRORS) as file:
-            file.writelines(json.dumps(sample, ensure_ascii=False).encode() + b"\n" for sample in skipped.samples)
+        with whole_file(output / ERRORS, durable=True) as file:
+            file.writelines(map(json_bytes, skipped.samples))
     found = {"text_bytes": read["text_bytes"], "text_tokens": read["text_tokens"], "skipped": dict(skipped.counts)}
     manifests = {}
     for split in SplitRule(head.job.config.splits, 0).names:
         manifests[split] = _manifest_of_split(head, split, documents[split], found)
-        _write(manifests[split], workspace.split_folder(split))
+        manifests[split].write(workspace.split_folder(split))
     if not head.job.config.splits:
         return manifests[""]
     whole = head.manifest(
@@ -166,14 +166,8 @@ def _write_manifests(head: _Head, parts: int) -> Manifest:
         splits=tuple(manifests),
         **found,
     )
-    _write(whole, output)
+    whole.write(output)
     return whole
-
-
-def _write(manifest: Manifest, folder: Path) -> None:
-    manifest.write(folder)
-    # Afterwards goes what it could be made of anew.
-    sync(folder / MANIFEST)
 
 
 def _manifest_of_split(head: _Head, split: str, documents: int, found: dict[str, Any]) -> Manifest:

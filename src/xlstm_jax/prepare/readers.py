@@ -1,5 +1,6 @@
 """The texts of a piece of the input, one after the other, whatever its format."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from json import loads
 from typing import Any, BinaryIO
@@ -236,7 +237,7 @@ def _no_column(config: PrepareConfig, known: list[str]) -> BadRecord:
 
 def _read_array_record(piece: Piece, config: PrepareConfig) -> Texts:
     module = require("array_record.python.array_record_module", "array_record")
-    reader = module.ArrayRecordReader(local_file(piece.path, config))
+    reader = module.ArrayRecordReader(os.fsencode(local_file(piece.path, config)))
     try:
         for begin in range(piece.begin, piece.end, _ROWS):
             records = reader.read(begin, min(begin + _ROWS, piece.end))

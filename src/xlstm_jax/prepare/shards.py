@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from xlstm_jax.dataset.sources import TokenStoreWriter
 from xlstm_jax.dataset.sources.manifest import LENGTHS, Shard, checksum
+from xlstm_jax.dataset.sources.whole_file import sync, write_json
 from xlstm_jax.prepare.array_record_output import ArrayRecordShardWriter
 from xlstm_jax.prepare.plan import Run, ShardPlan
 from xlstm_jax.prepare.token_documents import open_store, read_tokens
 from xlstm_jax.prepare.worker import Done, Job, this_worker
-from xlstm_jax.prepare.workspace import Workspace, sync, write_json
+from xlstm_jax.prepare.workspace import Workspace
 
 __all__ = ["histogram_of", "write_shard"]
 
@@ -64,9 +65,8 @@ def write_shard(job: Job, plan: ShardPlan) -> Done:
     )
     done = Done(worker=this_worker(), **copied)
     marker = {"shard": asdict(shard), "histogram": dict(histogram), "next": list(plan.next), "done": asdict(done)}
-    write_json(workspace.shard_marker(plan.split, plan.number), marker)
-    # What the shard was made of may go now.
-    sync(workspace.shard_marker(plan.split, plan.number))
+    # Afterwards what the shard was made of may go.
+    write_json(workspace.shard_marker(plan.split, plan.number), marker, durable=True)
     return done
 
 

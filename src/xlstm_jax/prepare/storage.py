@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from xlstm_jax.dataset.sources.cache import whole_file
 from xlstm_jax.dataset.sources.extras import require
+from xlstm_jax.dataset.sources.whole_file import whole_file
 from xlstm_jax.prepare.errors import PrepareError
 
 __all__ = [
@@ -148,8 +148,8 @@ def exists(path: str, options: Mapping[str, Any]) -> bool:
 
 
 def copy_file(path: str, to: Path, options: Mapping[str, Any]) -> None:
-    """Copy a remote file, which appears under its name when it is whole."""
-    with open_file(path, options) as opened, whole_file(to) as file:
+    """Copy a remote file, which appears under its name when it is whole, and on the disk: an empty one is no copy."""
+    with open_file(path, options) as opened, whole_file(to, durable=True) as file:
         shutil.copyfileobj(opened, file, _COPY_BYTES)
 
 

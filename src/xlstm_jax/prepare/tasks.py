@@ -1,6 +1,7 @@
 """Input cut into tasks of bounded size: a matter of the input alone, not of who works on it."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -168,7 +169,7 @@ def _record_batch_sizes(file: InputFile) -> list[int]:
     if is_url(file.path):
         return [file.size]
     arrow = require("pyarrow", "parquet")
-    with arrow.memory_map(file.path) as mapped:
+    with arrow.memory_map(os.fsencode(file.path)) as mapped:
         return [batch.nbytes for batch in open_arrow(arrow, mapped)]
 
 
@@ -184,7 +185,7 @@ def open_arrow(arrow: Any, opened: Any) -> Iterator[Any]:
 
 def _count_records(file: InputFile, config: PrepareConfig) -> int:
     module = require("array_record.python.array_record_module", "array_record")
-    reader = module.ArrayRecordReader(local_file(file.path, config))
+    reader = module.ArrayRecordReader(os.fsencode(local_file(file.path, config)))
     try:
         return int(reader.num_records())
     finally:

@@ -1,5 +1,6 @@
 """`verify`: whether a store is what its manifest says."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def _counts(folder: Path, shard: Shard) -> tuple[int, int]:
 
 def _record_sizes(path: Path) -> NDArray[np.int64]:
     """[records] bytes."""
-    reader = require("array_record.python.array_record_module", "array_record").ArrayRecordReader(str(path))
+    reader = require("array_record.python.array_record_module", "array_record").ArrayRecordReader(os.fsencode(path))
     try:
         count = int(reader.num_records())
         runs = ((begin, min(begin + _RECORDS, count)) for begin in range(0, count, _RECORDS))

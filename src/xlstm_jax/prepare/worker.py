@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xlstm_jax.dataset.sources import TokenStoreWriter
-from xlstm_jax.dataset.sources.cache import whole_file
+from xlstm_jax.dataset.sources.whole_file import whole_file, write_json
 from xlstm_jax.dataset.tokenizer import Tokenize
 from xlstm_jax.prepare.config import PrepareConfig
 from xlstm_jax.prepare.copies import local_store
@@ -25,12 +26,13 @@ from xlstm_jax.prepare.splits import CONTENT_HASH_BYTES, SplitRule, contents_of_
 from xlstm_jax.prepare.storage import public
 from xlstm_jax.prepare.tasks import Piece, Task
 from xlstm_jax.prepare.token_documents import open_store, read_tokens
-from xlstm_jax.prepare.workspace import Workspace, write_json
+from xlstm_jax.prepare.workspace import Workspace
 
 __all__ = ["Done", "Job", "run_task", "this_worker"]
 
 _BATCH_CHARACTERS = 1 << 20
 _BATCH_TEXTS = 1024
+_NO_TOKENS = "The text has no tokens: the tokenizer leaves nothing of it."
 _NO_HASHES = np.zeros((0, CONTENT_HASH_BYTES), dtype=np.uint8)
 
 
@@ -192,41 +194,59 @@ def _copy_tokens(job: Job, piece: Piece, part: _Part) -> None:
 def _tokenize(job: Job, piece: Piece, part: _Part, skipped: Skipped, read: Counter[str]) -> None:
     tokenize = _unpickled(job.tokenize)
     frame = sum(token is not None for token in (tokenize.bos_token_id, tokenize.eod_token_id))
-    for texts in _batches(job, piece, skipped):
+    for places, texts in _batches(job, piece, skipped):
         documents = tokenize.map_batch(texts)
+        kept = [n for n, tokens in enumerate(documents) if len(tokens)]
+        if len(kept) < len(documents):
+            for empty in sorted(set(range(len(documents))) - set(kept)):
+                bad = BadRecord.of("empty text", _NO_TOKENS, texts[empty])
+                _leave_out(bad, job, piece, places[empty], skipped)
+            documents = [documents[n] for n in kept]
+        if not kept:
+            continue
         lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
-        read["tokens"] += int(lengths.sum()) - frame * int(np.count_nonzero(lengths))
-        read["bytes"] += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
-        part.add(np.concatenate(documents), lengths, (text.encode() for text in texts))
+        read["tokens"] += int(lengths.sum()) - frame * len(kept)
+        read["bytes"] += sum(len(texts[n]) if texts[n].isascii() else len(texts[n].encode()) for n in kept)
+        part.add(np.concatenate(documents), lengths, (texts[n].encode() for n in kept))
 
 
-def _batches(job: Job, piece: Piece, skipped: Skipped) -> Iterator[list[str]]:
-    """Texts in batches that are small enough for any memory, and large enough for the tokenizer's threads."""
+def _batches(job: Job, piece: Piece, skipped: Skipped) -> Iterator[tuple[list[int], list[str]]]:
+    """Texts, and their places in the piece, in batches small enough for any memory and large enough for all threads."""
+    places: list[int] = []
     texts: list[str] = []
     size = 0
     sampled = len(skipped.samples)
     for place, text in read_texts(piece, job.config):
         if isinstance(text, BadRecord):
-            if job.config.on_error == "raise":
-                unit, number = place_of(piece, job.config, place)
-                raise PrepareError(
-                    f"{public(piece.path)}, {unit} {number}: {text.message} "
-                    'Mend it, or leave such records out with --on-error skip (on_error="skip").'
-                )
-            skipped.add(text, public(piece.path), place)
+            _leave_out(text, job, piece, place, skipped)
             continue
+        places.append(place)
         texts.append(text)
         size += len(text)
         if size >= _BATCH_CHARACTERS or len(texts) == _BATCH_TEXTS:
-            yield texts
-            texts, size = [], 0
+            yield places, texts
+            places, texts, size = [], [], 0
     if texts:
-        yield texts
+        yield places, texts
     if len(skipped.samples) > sampled:
+        # Those without tokens are found later than the others of their batch.
+        samples = sorted(skipped.samples[sampled:], key=itemgetter("place"))
         # Where the piece begins in its file is costly to find out, and the same for all of them.
         unit, first = place_of(piece, job.config, 0)
-        for sample in skipped.samples[sampled:]:
+        for sample in samples:
             sample[unit] = first + sample.pop("place")
+        skipped.samples[sampled:] = samples
+
+
+def _leave_out(bad: BadRecord, job: Job, piece: Piece, place: int, skipped: Skipped) -> None:
+    """Count a bad record, or raise, as the config says."""
+    if job.config.on_error == "raise":
+        unit, number = place_of(piece, job.config, place)
+        raise PrepareError(
+            f"{public(piece.path)}, {unit} {number}: {bad.message} "
+            'Mend it, or leave such records out with --on-error skip (on_error="skip").'
+        )
+    skipped.add(bad, public(piece.path), place)
 
 
 @functools.lru_cache(maxsize=1)

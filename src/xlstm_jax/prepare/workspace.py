@@ -22,23 +22,17 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from xlstm_jax.dataset.sources.cache import whole_file
-from xlstm_jax.dataset.sources.manifest import UNFINISHED
+from xlstm_jax.dataset.sources.manifest import MANIFEST, UNFINISHED
+from xlstm_jax.dataset.sources.whole_file import json_bytes, sync_folder, whole_file, write_json
 from xlstm_jax.prepare.errors import PrepareError
 
-__all__ = ["Workspace", "read_json", "sync", "write_json"]
+__all__ = ["Workspace", "read_json"]
 
 LOGGER = logging.getLogger(__name__)
 
 _SHARDS = ("*.idx", "*.bin", "*.array_record")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    with whole_file(path) as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 def read_json(path: Path) -> Any:
@@ -53,22 +47,6 @@ def read_json(path: Path) -> Any:
         raise PrepareError(f"{path} is damaged: {error}. Delete it to make it anew.") from error
 
 
-def sync(path: Path) -> None:
-    """Have a file and its name on the disk: what is not may be empty, or gone, after a power failure."""
-    _fsync(path)
-    # Some file systems of clusters cannot do this to a folder.
-    with suppress(OSError):
-        _fsync(path.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class Workspace:
     """Names the files of an unfinished store.
 
@@ -79,6 +57,7 @@ class Workspace:
     def __init__(self, output: Path) -> None:
         self.output = output
         self.folder = output / UNFINISHED
+        self._rest = output / ".finished"
 
     @property
     def copies(self) -> Path:
@@ -99,17 +78,22 @@ class Workspace:
         return self.folder / "parts" / f"{task:08d}.json"
 
     def forget_damaged_parts(self, split: str, first: int) -> None:
-        """Forget those parts from `first` on that are not whole: parts are not synced to the disk, for speed."""
+        """Forget the parts that are not whole: parts are not synced to the disk, for speed.
+
+        Those before `first` stand in finished shards, and of them only the markers are needed.
+        """
         for marker in sorted((self.folder / "parts").glob("*.json")):
-            if int(marker.stem) >= first and not self._is_whole(marker, split):
-                LOGGER.warning("%s is damaged, and is done again.", marker.stem)
+            if not self._is_whole(marker, split, only_marker=int(marker.stem) < first):
+                LOGGER.warning("Part %d is damaged, and is made again.", int(marker.stem))
                 marker.unlink()
 
-    def _is_whole(self, marker: Path, split: str) -> bool:
+    def _is_whole(self, marker: Path, split: str, *, only_marker: bool) -> bool:
         try:
             sizes = json.loads(marker.read_bytes())["file_bytes"]
         except ValueError:
             return False
+        if only_marker:
+            return True
         files = self.part_files(int(marker.stem), split)
         return all(file.is_file() and file.stat().st_size == sizes[file.name] for file in files if file.name in sizes)
 
@@ -155,17 +139,35 @@ class Workspace:
         Raises:
             PrepareError: Another process does, or the folder holds the store of someone else.
         """
-        if not self.folder.is_dir() and any(found for kind in _SHARDS for found in self.output.glob(kind)):
+        begun = self.folder.is_dir() or (self.output / MANIFEST).is_file()
+        if not begun and any(found for kind in _SHARDS for found in self.output.glob(kind)):
             raise PrepareError(f"{self.output} holds shards that are not of this tool; name an empty folder.")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise PrepareError(f"Another process prepares {self.output}; wait for it, or stop it.") from None
-            except OSError as error:  # Some file systems of clusters know no locks.
-                LOGGER.warning("%s cannot be locked (%s); see that only one process works on it.", self.output, error)
+        while (lock := self._lock()) is None:
+            LOGGER.debug("%s was finished by another process meanwhile.", self.output)
+        with lock:
             yield
+
+    def _lock(self) -> TextIO | None:
+        """The locked file; None where another process has cleared it away before it was locked."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "lock"
+        try:
+            lock = path.open("w")
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise PrepareError(f"Another process prepares {self.output}; wait for it, or stop it.") from None
+        except OSError as error:  # Some file systems of clusters know no locks.
+            LOGGER.warning("%s cannot be locked (%s); see that only one process works on it.", self.output, error)
+        # A lock on a file that has lost its name keeps nobody out.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+                return lock
+        lock.close()
+        return None
 
     def begin(self, settings: dict[str, Any], inputs: list[dict[str, Any]]) -> None:
         """Write down what was asked, or check that it is what was asked before.
@@ -180,11 +182,15 @@ class Workspace:
             self._refuse_other_inputs(listed, inputs)
             LOGGER.info("%s is unfinished; the work goes on where it stood.", self.output)
         else:
-            with whole_file(listed) as file:
-                file.writelines(json.dumps(entry, ensure_ascii=False).encode() + b"\n" for entry in inputs)
-            write_json(asked, settings)
+            # Of what was made nobody knows how.
+            for made in ("parts", "shards"):
+                shutil.rmtree(self.folder / made, ignore_errors=True)
+            with whole_file(listed, durable=True) as file:
+                file.writelines(map(json_bytes, inputs))
+            write_json(asked, settings, durable=True)
         for folder in self._folders(settings):
             folder.mkdir(exist_ok=True)
+            sync_folder(folder.parent)
         self.sweep(settings)
 
     def sweep(self, settings: dict[str, Any]) -> None:
@@ -233,11 +239,12 @@ class Workspace:
         )
 
     def end(self) -> None:
-        """Clear away all that was needed only for the work."""
-        # The lock goes last, with the folder.
-        for entry in sorted(self.folder.iterdir(), key=lambda found: found.name == "lock"):
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-        self.folder.rmdir()
+        """Clear away all that was needed only for the work, the lock included, at once."""
+        self.clear_rest()
+        self.folder.rename(self._rest)
+        self.clear_rest()
+
+    def clear_rest(self) -> None:
+        """Clear away what an interrupted end has left."""
+        # On NFS the lock's file keeps the folder until it is closed.
+        shutil.rmtree(self._rest, ignore_errors=True)

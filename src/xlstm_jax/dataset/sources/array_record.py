@@ -1,5 +1,6 @@
 """ArrayRecord files: records of utf-8 text, or of token ids as bytes."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -194,7 +195,7 @@ def _again(files: list[Path], dtype: Any, max_skipped: int, eod_token_id: int | 
 
 def _open(path: Path) -> Any:
     module = require("array_record.python.array_record_module", "array_record")
-    reader = module.ArrayRecordReader(str(path), _RANDOM_ACCESS)
+    reader = module.ArrayRecordReader(os.fsencode(path), _RANDOM_ACCESS)
     if reader.ok():
         return reader
     try:

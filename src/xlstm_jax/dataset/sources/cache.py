@@ -7,9 +7,7 @@ at any time.
 
 import logging
 import os
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,8 +16,9 @@ from numpy.typing import NDArray
 
 from xlstm_jax.dataset.sources.base import read_only
 from xlstm_jax.dataset.sources.fingerprint import digest, sample_places
+from xlstm_jax.dataset.sources.whole_file import whole_file
 
-__all__ = ["cache_folder", "cached_array", "cached_file", "stamp", "whole_file"]
+__all__ = ["cache_folder", "cached_array", "cached_file", "stamp"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -126,16 +125,3 @@ def _load(path: Path) -> NDArray[Any] | None:
         LOGGER.warning("%s is damaged (%s) and is made anew.", path, error)
         return None
     return read_only(np.asarray(array))
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that appears under its name only when it is complete; otherwise nothing is left."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with part.open("xb") as file:
-            yield file
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xlstm_jax.dataset.sources.cache import whole_file
+from xlstm_jax.dataset.sources.whole_file import write_json
 
 __all__ = ["LENGTHS", "MANIFEST", "UNFINISHED", "Manifest", "Shard", "checksum", "is_unfinished", "read_manifest"]
 
@@ -82,9 +82,8 @@ class Manifest:
     shards: tuple[Shard, ...] = field(default=(), repr=False)
 
     def write(self, folder: Path) -> None:
-        """Write `manifest.json`, whole or not at all."""
-        with whole_file(folder / MANIFEST) as file:
-            file.write(json.dumps(asdict(self), indent=1, ensure_ascii=False).encode() + b"\n")
+        """Write `manifest.json`, whole or not at all, and durably: what it could be made of anew goes afterwards."""
+        write_json(folder / MANIFEST, asdict(self), durable=True)
 
 
 def is_unfinished(folder: Path) -> bool:
