@@ -85,6 +85,7 @@ class Job:
 
     def loader(self, host: int = 0, **changes):
         options = {
+            "global_mesh": self.mesh or one_device_mesh(),
             "dataset_weights": self.weights,
             "worker_count": self.workers,
             "worker_buffer_size": self.prefetch,
@@ -96,9 +97,8 @@ class Job:
         return make_grain_multihost_iterator(
             self.datasets_of(host),
             [len(source) for source in self.datasets.values()],
-            self.mesh or one_device_mesh(),
-            self.batch,
-            self.hosts,
+            global_batch_size=self.batch,
+            dataloading_host_count=self.hosts,
             **(options | self.schedules | changes),
         )
 

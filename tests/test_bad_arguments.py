@@ -254,7 +254,12 @@ WRONG = {
         ValueError,
         "shuffle_window=4 has no effect with shuffle=False",
     ),
-    "no mesh": ({"global_mesh": ("data",)}, TypeError, r"global_mesh must be a jax.sharding.Mesh, got \('data',\)"),
+    "no mesh": ({"global_mesh": ("data",)}, TypeError, r"must be a jax.sharding.Mesh, or None for .* got \('data',\)"),
+    "a cut of no mesh": (
+        {"global_mesh": None, "batch_partition_spec": PartitionSpec("data")},
+        ValueError,
+        "says how a mesh cuts a batch; pass global_mesh as well",
+    ),
     "an unknown mesh axis": (
         {"batch_partition_spec": PartitionSpec("model")},
         ValueError,

@@ -2,6 +2,9 @@
 
 import gc
 import json
+import os
+import subprocess
+import sys
 import threading
 from typing import NamedTuple
 
@@ -236,8 +239,78 @@ def test_hosts_played_in_one_process_hold_their_part_of_each_batch():
 def test_the_representation_says_what_is_loaded():
     with make_job().loader() as loader:
         shown = repr(loader)
-    for words in ("'web', 'code'", "num_shards=2", "LLMIndexedBatch", "{'data': 1}", "host 0 of 1"):
+    for words in ("'web', 'code'", "num_shards=2", "LLMIndexedBatch", "mesh={'data': 1}", "host 0 of 1"):
         assert words in shown
+    with make_job().loader(global_mesh=None) as loader:
+        assert "mesh=None" in repr(loader)
+
+
+# --- Host arrays -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_without_a_mesh_batches_are_those_of_a_mesh_as_numpy_arrays(kind, prefetch):
+    job = make_job(kind, batch=8)
+    with job.loader() as loader, job.loader(global_mesh=None, worker_buffer_size=prefetch) as host_loader:
+        batches = list(host_loader)
+        assert {type(getattr(batch, name)) for batch in batches for name in FIELDS} == {np.ndarray}
+        assert_same([as_arrays(batch) for batch in batches], draw(loader))
+        assert host_loader.get_state() == loader.get_state()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_host_arrays_of_all_hosts_are_the_global_batch_and_positions_go_over_to_a_mesh(kind):
+    whole = draw(make_job(kind, batch=8).loader(), 6)
+    job = make_job(kind, batch=8, hosts=2)
+    parts, states = [], []
+    for host in range(2):
+        with job.loader(host, global_mesh=None) as loader:
+            parts.append(draw(loader, 3))
+            states.append(loader.get_state())
+    assert_same([{n: np.concatenate([a[n], b[n]]) for n in FIELDS} for a, b in zip(*parts, strict=True)], whole[:3])
+    assert states[0] == states[1]
+    with make_job(kind, batch=8).loader() as loader:
+        loader.set_state(states[0])
+        assert_same(draw(loader, 3), whole[3:])
+
+
+def test_host_arrays_that_are_kept_keep_what_they_hold_and_may_be_written_to():
+    job = make_job(reset=True)
+    whole = [batch["inputs"] for batch in draw(job.loader())]
+    with job.loader(global_mesh=None, worker_buffer_size=2) as loader:
+        kept = [batch.inputs for batch in loader]
+        np.testing.assert_array_equal(kept, whole)
+        for held in kept:
+            held[:] = -1
+        np.testing.assert_array_equal([batch.inputs for batch in loader], whole)
+
+
+def test_borders_of_host_arrays_are_host_arrays():
+    with make_job().loader(global_mesh=None) as loader, make_job().loader() as on_device:
+        borders = next(loader).get_document_borders()
+        assert isinstance(borders, np.ndarray)
+        np.testing.assert_array_equal(borders, next(on_device).get_document_borders())
+
+
+HOST_ARRAYS = """
+import numpy as np
+from xlstm_jax.dataset import make_grain_llm_iterator
+
+documents = [np.arange(1, length) for length in range(2, 300)]
+for host in range(2):
+    with make_grain_llm_iterator(host, 2, None, documents, 4, 64, True, 0, grain_packing=True) as loader:
+        batch = next(loader)
+        print(batch.inputs.shape, batch.get_document_borders().any(), loader.get_state()["step"])
+"""
+
+
+def test_host_arrays_touch_no_device():
+    environment = os.environ | {"JAX_PLATFORMS": "there_is_no_such_platform"}
+    ran = subprocess.run(
+        [sys.executable, "-c", HOST_ARRAYS], capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
+    assert ran.stdout == "(2, 64) True 1\n" * 2, ran.stderr
 
 
 # --- Foreign Grain datasets ------------------------------------------------------------------------------------------

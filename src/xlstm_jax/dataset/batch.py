@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 __all__ = ["ROW_FIELDS", "LLMBatch", "LLMIndexedBatch", "batch_fields"]
 
@@ -15,6 +16,8 @@ __all__ = ["ROW_FIELDS", "LLMBatch", "LLMIndexedBatch", "batch_fields"]
 @dataclass(frozen=True)
 class LLMBatch:
     """A batch of rows for language models; int32 arrays of shape (rows, length), a JAX pytree.
+
+    The arrays are `jax.Array`s, or NumPy's from a loader without a mesh.
 
     A row holds segments: documents, or pieces of them. Segments are numbered from 1 in each row, 0 is padding, and
     positions restart at 0 with each. Where `targets_segmentation` is 0 there is nothing to predict: in padding, and,
@@ -45,7 +48,8 @@ class LLMBatch:
     def get_document_borders(self) -> jax.Array:
         """(rows, length) bool: where a segment begins, and a recurrent model resets its state; never in padding."""
         segments = self.inputs_segmentation
-        before = jnp.pad(segments[..., :-1], [(0, 0)] * (segments.ndim - 1) + [(1, 0)])
+        numpy = np if isinstance(segments, np.ndarray) else jnp  # A batch of NumPy arrays needs no device.
+        before = numpy.pad(segments[..., :-1], [(0, 0)] * (segments.ndim - 1) + [(1, 0)])
         return (segments != before) & (segments != 0)
 
     def __getitem__(self, index: Any) -> Self:

@@ -10,6 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
+from xlstm_jax.dataset.grain_dataset import host_rows
+
 __all__ = ["BatchSharding", "DataloadingHost", "dataloading_host"]
 
 
@@ -21,7 +23,8 @@ class BatchSharding:
     may share rows or need none, and the devices may stand in any order.
     """
 
-    mesh: Mesh
+    mesh: Mesh | None
+    """None cuts nothing: the process needs the rows of its host, and gets them as NumPy arrays."""
     spec: PartitionSpec
     """For (rows, positions)."""
     host_index: int
@@ -29,25 +32,34 @@ class BatchSharding:
 
     def __post_init__(self) -> None:
         """Refuse a cut that the mesh cannot make."""
-        if self.host_count > jax.process_count() > 1:
+        if self.host_count > self._processes > 1:
             raise ValueError(
-                f"dataloading_host_count={self.host_count} exceeds the {jax.process_count()} JAX processes; hosts can "
+                f"dataloading_host_count={self.host_count} exceeds the {self._processes} JAX processes; hosts can "
                 "be played in a single process only. Pass what dataloading_host(mesh, batch_partition_spec) says."
             )
         if len(self.spec) > 2:
             raise ValueError(f"A batch has rows and positions, two dimensions to cut; got {self.spec}.")
         axes = [axis for dimension in range(2) for axis in _axes(self.spec, dimension)]
-        unknown = [axis for axis in axes if axis not in self.mesh.shape]
+        unknown = [axis for axis in axes if axis not in self._axis_sizes]
         if unknown or len(set(axes)) < len(axes):
             raise ValueError(
-                f"{self.spec} cannot cut a batch over a mesh with the axes {list(self.mesh.axis_names)}; "
+                f"{self.spec} cannot cut a batch over a mesh with the axes {list(self._axis_sizes)}; "
                 + (f"it has no axis {unknown[0]!r}." if unknown else "name each axis once.")
             )
 
     @property
+    def _axis_sizes(self) -> Mapping[str, int]:
+        return {} if self.mesh is None else self.mesh.shape
+
+    @property
+    def _processes(self) -> int:
+        # To ask for the count takes hold of the devices, which host arrays leave to others.
+        return 1 if self.mesh is None and not jax.distributed.is_initialized() else jax.process_count()
+
+    @property
     def played(self) -> bool:
-        """Whether hosts are played in one process: arrays then hold the rows of this host alone."""
-        return bool(self.host_count > jax.process_count())
+        """Whether hosts are not JAX processes that see each other: arrays then hold the rows of this host alone."""
+        return self.host_count > self._processes
 
     @property
     def spread(self) -> bool:
@@ -57,12 +69,12 @@ class BatchSharding:
     @property
     def row_parts(self) -> int:
         """Parts into which the devices of the mesh cut the rows of an array."""
-        return int(np.prod([self.mesh.shape[axis] for axis in _axes(self.spec, 0)], dtype=np.int64))
+        return int(np.prod([self._axis_sizes[axis] for axis in _axes(self.spec, 0)], dtype=np.int64))
 
     @property
     def position_parts(self) -> int:
         """Parts into which the devices of the mesh cut the positions of a row."""
-        return int(np.prod([self.mesh.shape[axis] for axis in _axes(self.spec, 1)], dtype=np.int64))
+        return int(np.prod([self._axis_sizes[axis] for axis in _axes(self.spec, 1)], dtype=np.int64))
 
     @property
     def divisor(self) -> int:
@@ -72,7 +84,8 @@ class BatchSharding:
     @property
     def divisor_reason(self) -> str:
         """Where the divisor comes from, in words."""
-        return f"{self.host_count} hosts and {self.row_parts} parts over the mesh {dict(self.mesh.shape)}"
+        over = f" and {self.row_parts} parts over the mesh {dict(self._axis_sizes)}" if self.mesh is not None else ""
+        return f"{self.host_count} hosts{over}"
 
     def rows(self, size: int) -> tuple[tuple[int, int], ...]:
         """Ranges of the rows of a global batch of `size` rows that this process needs, in order and disjoint."""
@@ -110,8 +123,10 @@ class BatchSharding:
             "mesh."
         )
 
-    def arrays(self, size: int, rows: Mapping[str, NDArray[np.int32]]) -> dict[str, jax.Array]:
-        """Global arrays from this process's rows, which are those of `rows(size)` end to end."""
+    def arrays(self, size: int, rows: Mapping[str, NDArray[np.int32]]) -> Mapping[str, jax.Array | NDArray[np.int32]]:
+        """Global arrays from this process's rows, those of `rows(size)` end to end; without a mesh, the rows."""
+        if self.mesh is None:
+            return rows
         ranges = self.rows(size)
         if self.played:
             (start, stop) = ranges[0]
@@ -137,7 +152,7 @@ class BatchSharding:
 
 
 @lru_cache(maxsize=64)
-def _named(mesh: Mesh, spec: PartitionSpec, dimensions: int) -> NamedSharding:
+def _named(mesh: Mesh | None, spec: PartitionSpec, dimensions: int) -> NamedSharding:
     """The sharding of arrays of so many dimensions."""
     return NamedSharding(mesh, PartitionSpec(*spec[:dimensions]))
 
@@ -188,13 +203,8 @@ def dataloading_host(global_mesh: Mesh, batch_partition_spec: PartitionSpec | No
 
 @lru_cache(maxsize=256)
 def _needed_rows(sharding: BatchSharding, size: int) -> tuple[tuple[int, int], ...]:
-    if sharding.played:
-        return (
-            (
-                size * sharding.host_index // sharding.host_count,
-                size * (sharding.host_index + 1) // sharding.host_count,
-            ),
-        )
+    if sharding.played or sharding.mesh is None:
+        return (host_rows(size, sharding.host_index, sharding.host_count),)
     row_spec = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
     parts = sorted({index[0].indices(size)[:2] for index in row_spec.addressable_devices_indices_map((size,)).values()})
     joined: list[list[int]] = []

@@ -182,7 +182,7 @@ def make_grain_llm_dataset(
 def make_grain_multihost_iterator(
     grain_datasets: Sequence[grain.IterDataset[Any]],
     dataset_lengths: Sequence[int],
-    global_mesh: Mesh,
+    global_mesh: Mesh | None,
     global_batch_size: int,
     dataloading_host_count: int,
     dataset_weights: Sequence[float] | None = None,
@@ -215,7 +215,8 @@ def make_grain_multihost_iterator(
             `iterator_length` batches) lasts until the longest dataset, in proportion to its weight, is exhausted, so
             that every dataset is seen at least once. Where lengths in tokens are known, the exact number of rows is
             used instead; else each document is taken for one row.
-        global_mesh: The mesh over which batches are cut.
+        global_mesh: The mesh over which batches are cut. With None, batches hold the rows of this host as NumPy arrays,
+            and no device is touched: for another framework, or to put them on devices in a way of your own.
         global_batch_size: Rows of a batch over all hosts: a multiple of the number of hosts and of the parts into which
             the mesh cuts the rows.
         dataloading_host_count: How many hosts load data; in JAX, `jax.process_count()`. More than that plays hosts in
@@ -317,7 +318,7 @@ def make_grain_multihost_iterator(
 def make_grain_llm_iterator(
     dataloading_host_index: int,
     dataloading_host_count: int,
-    global_mesh: Mesh,
+    global_mesh: Mesh | None,
     dataset: Any,
     global_batch_size: int,
     max_target_length: int,
@@ -431,8 +432,12 @@ def _one_each(parameter: str, given: Any, datasets: Sequence[Any]) -> list[Any]:
 
 
 def _partition_spec(mesh: Any, spec: Any) -> PartitionSpec:
+    if mesh is None:
+        if spec is not None:
+            raise ValueError(f"batch_partition_spec={spec} says how a mesh cuts a batch; pass global_mesh as well.")
+        return PartitionSpec()
     if not isinstance(mesh, Mesh):
-        raise TypeError(f"global_mesh must be a jax.sharding.Mesh, got {mesh!r}.")
+        raise TypeError(f"global_mesh must be a jax.sharding.Mesh, or None for NumPy arrays; got {mesh!r}.")
     if spec is None:
         return PartitionSpec(tuple(mesh.axis_names))
     if not isinstance(spec, PartitionSpec):

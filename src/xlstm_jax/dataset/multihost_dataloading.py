@@ -1,4 +1,4 @@
-"""The loader: batches of global arrays, prepared ahead of the step."""
+"""The loader: batches of global arrays, or of NumPy arrays, prepared ahead of the step."""
 
 import atexit
 import os
@@ -21,7 +21,7 @@ __all__ = ["MultiHostDataLoadIterator"]
 
 
 class MultiHostDataLoadIterator:
-    """Iterates over batches of global `jax.Array`s.
+    """Iterates over batches of global `jax.Array`s; without a mesh, of this host's rows as NumPy arrays.
 
     A `for` loop is one pass over the data, `iterator_length` batches long; the next loop goes on behind it, or starts
     anew with `reset_after_epoch=True`. `get_state` gives the position of the last batch that was handed out, whatever
@@ -141,9 +141,10 @@ class MultiHostDataLoadIterator:
         self.close()
 
     def __repr__(self) -> str:
+        mesh = self._sharding.mesh and dict(self._sharding.mesh.shape)
         return (
-            f"MultiHostDataLoadIterator({self._feed!r}, batch_class={self._batch_class.__name__}, "
-            f"mesh={dict(self._sharding.mesh.shape)}, host {self._sharding.host_index} of "
+            f"MultiHostDataLoadIterator({self._feed!r}, batch_class={self._batch_class.__name__}, mesh={mesh}, "
+            f"host {self._sharding.host_index} of "
             f"{self._sharding.host_count}, reset_after_epoch={self.reset_after_epoch})"
         )
 
