@@ -307,15 +307,36 @@ def test_shares_of_tokens_count_rows_by_their_mean_tokens():
 @given(journey=journeys(), drop_remainder=st.booleans())
 def test_a_pass_has_as_many_batches_as_the_loader_says(journey, drop_remainder):
     fixed, legs = journey
-    whole = dict.fromkeys(POOL, None if None in fixed["num_epochs"].values() else 1)
-    leg = legs[0] | {"hosts": 1}
-    job = dataclasses.replace(
-        job_of(fixed | {"num_epochs": whole, "stops": False, "streamed": False}, leg, 0), drop_remainder=drop_remainder
-    )
+    job = dataclasses.replace(job_of(fixed | {"streamed": False}, legs[0] | {"hosts": 1}, 0),
+                              drop_remainder=drop_remainder)  # fmt: skip
     with job.loader() as loader:
         length = len(loader)
         assume(length < 200)  # A weight of 1e-6 makes passes of millions of rows.
         assert len(draw(loader)) == length
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "when_one_ends", "rows"),
+    [
+        ({"a": 1, "b": 1}, "share", 50),  # All there is.
+        ({"a": 1, "b": 2}, "share", 90),
+        ({"a": 2, "b": 2}, "share", 100),
+        ({"a": 50, "b": 1}, "share", 400),  # 1 in 10 rows is of "b" until its 40 are out.
+        ({"a": 1, "b": None}, "share", 400),
+        ({"a": 1, "b": None}, "stop", 12),  # 11 rows hold all of "a": no batch begins behind them.
+        ({"a": None, "b": 1}, "stop", 400),
+    ],
+)
+@pytest.mark.parametrize("drop_remainder", [False, True])
+def test_a_pass_is_no_longer_than_the_data(num_epochs, when_one_ends, rows, drop_remainder):
+    documents = {name: [np.full(LENGTH, 1)] * count for name, count in (("a", 10), ("b", 40))}
+    mixture = {"weights": {"a": 9, "b": 1}, "when_one_ends": when_one_ends}
+    job = Job(documents, num_epochs=num_epochs, drop_remainder=drop_remainder, schedules={"mixture": mixture})
+    with job.loader() as loader:
+        ends_with_data = rows in (50, 90)
+        assert (
+            len(loader) == len(draw(loader)) == (-(-rows // 4) if ends_with_data and not drop_remainder else rows // 4)
+        )
 
 
 def test_a_pass_of_a_mixture_with_stages_lasts_until_every_dataset_has_been_seen():

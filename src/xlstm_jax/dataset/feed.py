@@ -247,16 +247,10 @@ class RowFeed:
     @property
     def iterator_length(self) -> int:
         """See `Feed.iterator_length`."""
-        rows = self._pass_length.rows
+        rows, ends_with_data = self._pass_length.first
         steps = self._run.timeline.whole_batches(rows)
-        if self._one_epoch or all(dataset.num_epochs == 1 for dataset in self._run.datasets):
-            left_over = rows > self._run.timeline.moment(steps).rows
-            return steps + (left_over and not self._drop_remainder)
-        if steps or not self._ends:
-            return max(1, steps)
-        # A batch that is larger than a pass is one, if all passes together fill it.
-        rows *= max(dataset.num_epochs or 0 for dataset in self._run.datasets)
-        return int(not self._drop_remainder or self._run.timeline.whole_batches(rows) > 0)
+        left_over = ends_with_data and rows > self._run.timeline.moment(steps).rows
+        return steps + (left_over and not self._drop_remainder)
 
     def __repr__(self) -> str:
         return f"{', '.join(repr(dataset.name) for dataset in self._run.datasets)}, num_shards={self._run.num_shards}"

@@ -3,12 +3,22 @@
 import contextlib
 import threading
 from fractions import Fraction
+from typing import NamedTuple
 
 from xlstm_jax.dataset.epochs import fewest_rows
-from xlstm_jax.dataset.run import Run
+from xlstm_jax.dataset.run import Piece, Run
+from xlstm_jax.dataset.schedule import BEGIN
 from xlstm_jax.dataset.threads import join_threads, start_thread
 
-__all__ = ["PassLength"]
+__all__ = ["FirstPass", "PassLength"]
+
+
+class FirstPass(NamedTuple):
+    """The first pass of a run."""
+
+    rows: int
+    """At least those of a batch, unless there are fewer."""
+    ends_with_data: bool
 
 
 class _ClosedError(Exception):
@@ -36,18 +46,18 @@ class PassLength:
         self._one_epoch = one_epoch
         self._documents = documents
         self._lock = threading.Lock()
-        self._rows: int | None = None
+        self._first: FirstPass | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
         self._ends: dict[tuple[int, bool], int] = {}
 
     @property
-    def rows(self) -> int:
-        """Rows of the first pass, exact where lengths are known."""
+    def first(self) -> FirstPass:
+        """The first pass, exact where lengths are known."""
         with self._lock:
-            if self._rows is None:
-                self._rows = self._count()
-            return self._rows
+            if self._first is None:
+                self._first = self._count()
+            return self._first
 
     def reaches(self, place: int, passes: int) -> bool:
         """Whether the first `passes` passes hold all places before `place`."""
@@ -65,21 +75,49 @@ class PassLength:
             join_threads([self._thread])
 
     def _count_ahead(self) -> None:
-        with contextlib.suppress(Exception):  # Whoever needs the length counts again, and is told.
-            self.rows  # noqa: B018 - remembered
+        with contextlib.suppress(Exception), self._lock:  # Whoever needs the length counts again, and is told.
+            self._end(1, exact=True)  # It is remembered.
 
-    def _end_where_closed(self) -> None:
-        if self._closed and threading.current_thread() is self._thread:
-            raise _ClosedError
+    def _count(self) -> FirstPass:
+        if self._one_epoch or all(dataset.num_epochs == 1 for dataset in self._run.datasets):
+            return FirstPass(self._rows_of_one_epoch(), ends_with_data=True)
+        # Where a batch is larger than a pass, it is one.
+        end = max(self._end(1, exact=True), self._run.timeline.shape(BEGIN)[0])
+        if not any(self._may_end_in(piece, end) for piece in self._run.pieces() if piece.start.rows < end):
+            return FirstPass(end, ends_with_data=False)
+        if self._run.planned:
+            rows = self._run.count_rows(one_epoch=False, between=self._end_where_closed, most=end)
+        else:
+            rows = sum(self._fewest_rows(d) for d in range(len(self._documents)))
+        return FirstPass(min(rows, end), ends_with_data=rows < end)
 
-    def _count(self) -> int:
-        if not self._one_epoch and not all(dataset.num_epochs == 1 for dataset in self._run.datasets):
-            return self._end(1, exact=True)
-        # Every dataset goes on until its own epoch is out; then the data has ended.
+    def _rows_of_one_epoch(self) -> int:
+        """Rows of data of which every dataset goes on until its own epoch is out."""
         if self._run.changes and self._run.planned:
             return self._run.count_rows(one_epoch=self._one_epoch, between=self._end_where_closed)
         piece = next(self._run.pieces())
         return sum(self._epoch_rows(d, piece.length, exact=True) for d, weight in enumerate(piece.weights) if weight)
+
+    def _may_end_in(self, piece: Piece, rows: int) -> bool:
+        """Whether the data may end here, before so many rows."""
+        drawn = [d for d, weight in enumerate(piece.weights) if weight]
+        finite = [d for d in drawn if self._run.datasets[d].num_epochs is not None]
+        if self._run.mixture.when_one_ends == "stop":
+            return any(self._fewest_rows(d) < rows for d in finite)
+        return finite == drawn and sum(map(self._fewest_rows, drawn)) < rows
+
+    def _fewest_rows(self, number: int) -> int:
+        """A bound from below of the rows of all epochs of a dataset that ends."""
+        dataset = self._run.datasets[number]
+        if not dataset.planned:
+            of_an_epoch = self._documents[number]
+        else:
+            of_an_epoch = min(fewest_rows(dataset, length) for length in set(self._run.timeline.rows.lengths.values))
+        return of_an_epoch * (dataset.num_epochs or 0)
+
+    def _end_where_closed(self) -> None:
+        if self._closed and threading.current_thread() is self._thread:
+            raise _ClosedError
 
     def _end(self, passes: int, *, exact: bool) -> int:
         """Rows of the first `passes` passes, or a bound of them from below that takes no planning."""

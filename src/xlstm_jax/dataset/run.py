@@ -176,11 +176,11 @@ class Run:
                 stage, weights = number, self.weights(number, length)
             yield Piece(start, steps, None if steps is None else steps * size, length, stage, weights)
 
-    def count_rows(self, *, one_epoch: bool, between: Callable[[], None]) -> int:
-        """Rows of a planned run that ends, by planning all of it."""
+    def count_rows(self, *, one_epoch: bool, between: Callable[[], None], most: int | None = None) -> int:
+        """Rows of a planned run, by planning all of it, or as far as `most` rows."""
         planner = self.plan_from(self.start(), range(self.num_shards), {}, one_epoch=one_epoch)
         rows = 0
-        while (plan := planner.next_batch()).rows:
+        while (most is None or rows < most) and (plan := planner.next_batch()).rows:
             between()
             rows += plan.rows
         return rows
