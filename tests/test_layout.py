@@ -37,7 +37,7 @@ LAYERS = [
     "dataset.worker_process dataset.workers dataset.batch dataset.grain_dataset dataset.global_arrays",
     "dataset.agreement dataset.replicas dataset.prefetch dataset.watchdog",
     "dataset.feed dataset.foreign dataset.multihost_dataloading dataset.grain_iterator dataset.checkpoint dataset",
-    "dataset.run_file dataset.plan dataset.plan_report",
+    "dataset.run_file dataset.plan dataset.regrets dataset.planning dataset.plan_report",
     "prepare.errors prepare.config prepare.storage prepare.workspace prepare.copies",
     "prepare.inputs prepare.columns prepare.splits prepare.tasks prepare.readers prepare.token_documents",
     "prepare.worker prepare.progress prepare.plan prepare.duplicates prepare.array_record_output prepare.shards",

@@ -538,8 +538,9 @@ def test_rows_that_would_become_too_short_for_a_document_are_refused_at_once():
 FILES = {
     "m.json": '{"weights": {"a": 0.5, "b": 1}, "unit": "rows", "stages": [{"at": {"rows": 1e3}, "weights": {"c": 1}}]}',
     "m.toml": 'unit = "rows"\n[weights]\na = 0.5\nb = 1\n[[stages]]\nat = {rows = 1e3}\nweights = {c = 1}\n',
-    "m.yaml": "unit: rows\nweights: {a: 0.5, b: 1}\nstages:\n  - at: {rows: 1e3}\n    weights: {c: 1}\n",
+    "m.yaml": "unit: rows\nweights: {a: 5e-1, b: 1}\nstages:\n  - at: {rows: 1e3}\n    weights: {c: '1'}\n",
 }
+"""YAML, as commonly read, takes numbers like 5e-1 for text."""
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -556,6 +557,10 @@ def test_mixtures_come_from_files(name, tmp_path):
         ({"weights": {}}, "at least one weight above 0"),
         ({"weight": {"a": 1}}, "A mixture has weights"),
         ({"weights": {"a": 1}, "stages": [{"weights": {"a": 1}}]}, "each with at and weights"),
+        ({"weights": {"a": 1}, "stages": [5]}, "each with at and weights"),
+        ([1, 2], "A mixture has weights"),
+        ({"weights": [1, 2]}, "weights of the mixture must be a mapping"),
+        ({"weights": {"a": "much", "b": 1}}, "The weight of 'a' must be a number, got 'much'"),
         ({"weights": {"a": 1}, "unit": "documents"}, "unit='documents' of the mixture is unknown"),
         ({"weights": {"a": 1}, "when_one_ends": "restart"}, "use 'share' or 'stop'"),
         ({"weights": {"a": 1}, "revision": -1}, "revision of the mixture"),
@@ -565,7 +570,7 @@ def test_mixtures_come_from_files(name, tmp_path):
 )
 def test_wrong_mixtures_are_refused(config, message):
     documents = documents_of(0)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         Job({name: documents[name] for name in "ab"}, schedules={"mixture": config}).loader()
 
 

@@ -14,7 +14,7 @@ from xlstm_jax.dataset import (
     open_source,
     write_token_store,
 )
-from xlstm_jax.dataset.plan import make_plan
+from xlstm_jax.dataset.planning import make_plan
 from xlstm_jax.dataset.run_file import read_run_file
 
 SPANS = {"web": (1, 5_000), "code": (5_001, 7_000), "mail": (7_001, 9_000)}
@@ -136,25 +136,77 @@ def repeats(batches, name):
 @pytest.mark.parametrize(
     ("config", "warning"),
     [
-        ({"steps": 100, "dataset_weights": [1, 1, 9]}, "mail is seen .* times; more than 4 epochs"),
-        ({"steps": 4, "dataset_weights": [1, 1, 0]}, "mail has weight 0 in every stage"),
-        ({"steps": 4, "dataset_weights": [1, 1, 1e-6]}, "mail has a weight that never takes effect"),
+        ({"steps": 100, "dataset_weights": [1, 1, 9]}, r"Read more than 4 times, .*: mail \(.* times\)"),
+        ({"steps": 4, "dataset_weights": [1, 1, 0]}, "Never read, as its weight is 0 in every stage: mail"),
+        ({"steps": 4, "dataset_weights": [1, 1, 1e-6]},
+         "A weight that never takes effect, as the run ends before the first row: mail"),
         ({"steps": 4, "batch_rampup_factors": {9: 2}}, "The batch size from step 9 on never takes effect"),
         (
             {"steps": 4, "mixture": {"weights": {"web": 1, "code": 1},
                                      "stages": [{"at": {"tokens": 1e9}, "weights": {"mail": 1}}]}},
-            "The stage from 1000000000 tokens on never takes effect",
+            "The stage from 1,000,000,000 tokens on never takes effect",
+        ),
+        (
+            {"steps": 4, "mixture": {"weights": {"web": 1, "code": 1, "mail": 0},
+                                     "stages": [{"at": {"rows": 25}, "weights": {"mail": 1}}]}},
+            "The stage from 25 rows on never takes effect: the run ends before",  # The last batch begins at 24.
+        ),
+        (
+            {"steps": 9, "mixture": {"weights": {"web": 1, "code": 1, "mail": 1},
+                                     "stages": [{"at": 8, "weights": {"web": 1}},
+                                                {"at": {"rows": 40}, "weights": {"code": 1}}]}},
+            "The stage from step 8 on never takes effect: a later one .* in force by then",
+        ),
+        (
+            {"steps": 9, "row_length_schedule": {"changes": [{"at": {"rows": 20}, "length": 8},
+                                                             {"at": {"rows": 21}, "length": 32}]}},
+            "The row length from 20 rows on never takes effect: a later one",
         ),
         ({"steps": 900, "num_epochs": 1}, "The data ends after .* of 900 steps"),
         ({"num_epochs": 1}, "The last batch is not full: its . rows are left out"),
-        ({"steps": 60, "epochs": {"mail": 1}}, "mail has ended before step .*; the others share its weight"),
+        ({"steps": 60, "epochs": {"mail": 1}}, r"Ended, and the others share its weight: mail \(before step .*\)"),
         ({"steps": 9, "grain_packing": False}, "of all positions are padding"),
+        (
+            {"steps": 9, "long_documents": "truncate"},
+            r"Documents longer than a row are cut or left out: .*mail \(..\..% of its tokens\)",
+        ),
+        (
+            {"steps": 60, "mixture": {"weights": {"web": 1, "code": 1, "mail": 1e-6},
+                                      "stages": [{"at": {"rows": 99}, "weights": {"mail": 1}}]}},
+            "A weight of stage 0 that never takes effect, as it ends before the first row: mail",
+        ),
+        (
+            {"steps": 9, "batch_rampup_factors": {2: 2}, "row_length_schedule": {3: 32}},
+            'The row length from step 3 on begins after 32 rows; .*: write {"rows": 32} to have it stay',
+        ),
     ],
 )  # fmt: skip
 def test_a_plan_warns_of_what_people_regret(stores, config, warning, capsys):
     assert main(["plan", str(write(stores, config))]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert re.search(warning, text), text
+
+
+def test_a_plan_warns_of_documents_that_are_read_twice_and_of_tokens_that_are_no_rows(tmp_path, capsys):
+    write_token_store(tmp_path / "short", [[1, 2]] * 90)
+    write_token_store(tmp_path / "long", [[1] * 9] * 90)
+    config = {
+        "steps": 9, "global_batch_size": 20, "max_target_length": 16, "grain_packing": False,
+        "datasets": [{"name": name, "path": path} for name, path in
+                     (("short", "short"), ("long", "long"), ("again", "long"))],
+    }  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(config))
+    assert main(["plan", str(tmp_path / "run.json")]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "The same documents under several names: long, again; each is read on its own." in text
+    assert "short (33.3% of rows, 10.0% of tokens)" in text
+
+
+def test_a_run_without_regrets_has_no_warnings(stores):
+    config = {"steps": 9, "batch_rampup_factors": {2: 2}, "grain_packing_bin_count": 64,
+              "mixture": {"weights": {"web": 2, "code": 1, "mail": 1},
+                          "stages": [{"at": {"rows": 50}, "weights": {"web": 1, "mail": 1}}]}}  # fmt: skip
+    assert make_plan(read_run_file(write(stores, config)).run, 9).warnings == ()
 
 
 def test_a_plan_is_printed_drawn_and_given_as_json(stores, capsys):
@@ -176,6 +228,21 @@ def test_a_plan_is_printed_drawn_and_given_as_json(stores, capsys):
     [
         ({}, "Datasets without num_epochs never end; name the steps of the run"),
         ({"steps": 5, "batchsize": 8}, r"unknown keys \['batchsize'\]"),
+        (
+            {"mixture": {"weights": {"web": 1, "code": 1, "mail": 1}, "when_one_ends": "stop"}},
+            "Datasets without num_epochs never end; name the steps of the run",
+        ),
+        (
+            {
+                "mixture": {
+                    "weights": {"web": 1, "code": 1, "mail": 1},
+                    "when_one_ends": "stop",
+                    "stages": [{"at": 1, "weights": {"web": 1}}],
+                },
+                "epochs": {"mail": 2},
+            },
+            r"never end; name the steps of the run, or num_epochs of \['web'\]",
+        ),
         ({"steps": 0}, "steps must be"),
         ({"steps": 5, "global_batch_size": "8"}, "global_batch_size must be"),
         ({"steps": 5, "datasets": [{"name": "web"}]}, "A dataset has a name and a path"),
@@ -185,3 +252,16 @@ def test_a_plan_is_printed_drawn_and_given_as_json(stores, capsys):
 def test_what_cannot_be_planned_is_said(stores, config, message, capsys):
     assert main(["plan", str(write(stores, config))]) == 1
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_dataset_of_weight_0_need_not_end_for_a_plan_to_end(stores):
+    config = {"dataset_weights": [1, 2, 0], "epochs": {"web": 1, "code": 2}}
+    plan = make_plan(read_run_file(write(stores, config)).run, None, drop_remainder=False)
+    assert plan.datasets["mail"].rows == 0
+    assert (plan.datasets["web"].epochs, plan.datasets["code"].epochs) == (1, 2)
+
+
+@pytest.mark.parametrize("steps", ["0", "-3"])
+def test_a_plan_of_no_steps_is_refused(stores, steps, capsys):
+    assert main(["plan", str(write(stores, {"steps": 5})), "--steps", steps]) == 1
+    assert f"steps must be an integer of at least 1, got {steps}" in capsys.readouterr().err

@@ -34,8 +34,8 @@ def test_factors_apply_to_the_initial_size_from_their_step_on_and_are_not_accumu
     assert sizes(BatchSchedule.from_factors(8, {2: 2, 5: 4}), 7) == [8, 8, 16, 16, 16, 32, 32]
 
 
-def test_steps_may_be_strings_as_configuration_files_have_them():
-    assert BatchSchedule.from_factors(8, {"2": 2}) == BatchSchedule.from_factors(8, {2: 2})
+def test_steps_and_factors_may_be_strings_as_configuration_files_have_them():
+    assert BatchSchedule.from_factors(8, {"2": 2, "4": "5e-1"}) == BatchSchedule.from_factors(8, {2: 2, 4: 0.5})
 
 
 def test_factors_are_taken_as_the_decimals_that_they_are_written_in():
@@ -137,7 +137,7 @@ def test_places_and_whole_batches_are_what_counting_gives(batches, lengths, step
         (8, {3: 1.3}, ValueError, r"factor 1.3 at step 3 makes 10.4 rows"),
         (8, {3: 0}, ValueError, "must be above 0, got 0"),
         (8, {3: float("nan")}, ValueError, "must be above 0"),
-        (8, {3: "2"}, TypeError, "must be a number, got '2'"),
+        (8, {3: "twice"}, TypeError, "must be a number, got 'twice'"),
         (8, {"3": 2, 3: 1}, ValueError, "names step 3 twice"),
         (8, {-1: 2}, ValueError, "a step, 0 or more; got -1"),
         (8, {"soon": 2}, ValueError, "got 'soon'"),
@@ -163,6 +163,11 @@ def test_wrong_factors_are_refused(initial, factors, error, message):
         (lambda: RowLengthSchedule.of(16, {3: 0}), ValueError, "at least 1 position, got 0"),
         (lambda: RowLengthSchedule.of(16, {3: "long"}), TypeError, "whole number of positions, got 'long'"),
         (lambda: RowLengthSchedule.from_config(16, {"changes": [{"at": 3}]}), ValueError, "row_length_schedule must"),
+        (
+            lambda: RowLengthSchedule.from_config(16, {"changes": [], "constant_tokens": "false"}), TypeError,
+            "constant_tokens of row_length_schedule must be True or False, got 'false'",
+        ),
+        (lambda: Point.parse("1/0", "`at`"), ValueError, "a whole number, 0 or more; got '1/0'"),
         (lambda: Timeline.of(8, 16, {2: 2}, {"changes": []}), ValueError, "pass one of them"),
         (lambda: Timeline.of(9, 16, None, BatchSchedule.from_sizes(4, {2: 8})), ValueError, "from 4 to 8 rows, and"),
         (lambda: Timeline.of(8, 16, None, None, RowLengthSchedule.of(32, {})), ValueError, "begins with 32, and max_"),

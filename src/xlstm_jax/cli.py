@@ -276,12 +276,12 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 def _plan(parsed: argparse.Namespace) -> int:
     # Loads JAX, which no other command needs.
-    from xlstm_jax.dataset.plan import make_plan  # noqa: PLC0415
     from xlstm_jax.dataset.plan_report import describe_plan, draw_plan, plan_as_json  # noqa: PLC0415
+    from xlstm_jax.dataset.planning import make_plan  # noqa: PLC0415
     from xlstm_jax.dataset.run_file import read_run_file  # noqa: PLC0415
 
     file = read_run_file(parsed.config)
-    plan = make_plan(file.run, parsed.steps or file.steps, drop_remainder=file.drop_remainder)
+    plan = make_plan(file.run, file.steps if parsed.steps is None else parsed.steps, drop_remainder=file.drop_remainder)
     if parsed.picture:
         draw_plan(plan, parsed.picture)
     print(json.dumps(plan_as_json(plan)) if parsed.json else describe_plan(plan))  # noqa: T201

@@ -2,11 +2,25 @@
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-__all__ = ["flag", "integer", "one_of", "seconds"]
+__all__ = ["exact_number", "flag", "integer", "one_of", "seconds"]
+
+
+def exact_number(value: Any) -> Fraction | None:
+    """The number that the shortest decimals of `value` say, or None if it is none, or not finite.
+
+    Text counts as what it says: YAML, as commonly read, takes `1e-6` for one.
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, str, Fraction, np.number)):
+        return None
+    try:
+        return Fraction(str(value))
+    except (ValueError, ZeroDivisionError):
+        return None
 
 
 def integer(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:

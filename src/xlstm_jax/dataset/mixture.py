@@ -4,9 +4,11 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from os import PathLike
 from typing import Any, Literal, get_args
 
+from xlstm_jax.dataset.arguments import exact_number
 from xlstm_jax.dataset.config_file import read_config
 from xlstm_jax.dataset.mixing import integer_weights
 from xlstm_jax.dataset.schedule import Point, Schedule
@@ -65,8 +67,11 @@ class Mixture:
                 raise ValueError(f"{name}={value!r} of the mixture is unknown; use {' or '.join(map(repr, known))}.")
         if isinstance(self.revision, bool) or not isinstance(self.revision, int) or self.revision < 0:
             raise ValueError(f"revision of the mixture must be an integer, 0 or more; got {self.revision!r}.")
-        for weights in self.schedule(self.names).values:
-            integer_weights(weights)
+        for weights in [self.weights, *(stage.weights for stage in self.stages)]:
+            if not isinstance(weights, Mapping):
+                raise TypeError(f"weights of the mixture must be a mapping from dataset to weight, got {weights!r}.")
+        for of_all in self.schedule(self.names).values:
+            integer_weights(of_all)
 
     @classmethod
     def of(
@@ -94,13 +99,13 @@ class Mixture:
         Raises:
             ValueError: There are other keys than these fields.
         """
-        fields = dict(config)
+        fields = dict(config) if isinstance(config, Mapping) else {}
         stages = fields.pop("stages", ())
         wrong = set(fields) - {"weights", "unit", "when_one_ends", "revision"}
-        if wrong or "weights" not in fields or any(set(stage) != {"at", "weights"} for stage in stages):
+        if wrong or "weights" not in fields or not all(map(_is_stage, stages)):
             raise ValueError(
                 "A mixture has weights, and may have stages (each with at and weights), unit, when_one_ends and "
-                f"revision; got {dict(config)!r}."
+                f"revision; got {config!r}."
             )
         return cls(stages=tuple(Stage(**stage) for stage in stages), **fields)
 
@@ -115,7 +120,7 @@ class Mixture:
         every = [self.weights, *(stage.weights for stage in self.stages)]
         return tuple(dict.fromkeys(name for weights in every for name in weights))
 
-    def schedule(self, names: Sequence[str]) -> Schedule[tuple[float, ...]]:
+    def schedule(self, names: Sequence[str]) -> Schedule[tuple[float | Fraction, ...]]:
         """The weights of these datasets in each stage.
 
         Raises:
@@ -127,8 +132,8 @@ class Mixture:
                 "weight in some stage, 0 where it is not to be read."
             )
 
-        def of_all(weights: Mapping[str, float]) -> tuple[float, ...]:
-            return tuple(weights.get(name, 0) for name in names)
+        def of_all(weights: Mapping[str, float]) -> tuple[float | Fraction, ...]:
+            return tuple(_weight(name, weights.get(name, 0)) for name in names)
 
         changes = [(Point.parse(stage.at, "`at` of a stage"), of_all(stage.weights)) for stage in self.stages]
         return Schedule.of(of_all(self.weights), changes, "Stages of a mixture")
@@ -141,3 +146,15 @@ class Mixture:
         stages = [[list(point), integer_weights(weights)] for point, weights in self.schedule(names).entries]
         content = json.dumps([stages, list(names), self.unit, self.when_one_ends])
         return hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
+
+
+def _weight(name: str, weight: Any) -> float | Fraction:
+    """A weight, which may be text, as YAML has `1e-6`."""
+    exact = exact_number(weight) if isinstance(weight, str) else weight
+    if exact is None:
+        raise TypeError(f"The weight of {name!r} must be a number, got {weight!r}.")
+    return exact
+
+
+def _is_stage(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and set(entry) == {"at", "weights"}

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
-from math import isfinite
 from typing import Any
 
+from xlstm_jax.dataset.arguments import exact_number
 from xlstm_jax.dataset.schedule import Point, Schedule, whole_number
 
 __all__ = ["BatchSchedule"]
@@ -34,13 +33,13 @@ class BatchSchedule:
         return cls(Schedule.of(size, (), "the batch size"))
 
     @classmethod
-    def from_factors(cls, initial: int, factors: Mapping[int | str, float] | None) -> "BatchSchedule":
+    def from_factors(cls, initial: int, factors: Mapping[int | str, float | str] | None) -> "BatchSchedule":
         """The schedule of documented `batch_rampup_factors`.
 
         Args:
             initial: Rows of the initial batch.
             factors: Step → factor of the *initial* size that holds from this step on; keys may be strings that hold
-                integers, as configuration files have them. Factors are not accumulated.
+                integers, as configuration files have them, and so may factors be text. They are not accumulated.
 
         Raises:
             ValueError: A size is no positive whole number, a step is negative or named twice; the message names the
@@ -138,13 +137,14 @@ def _step(key: int | str) -> int:
     return step
 
 
-def _size(initial: int, step: int, factor: float) -> int:
-    if isinstance(factor, bool) or not isinstance(factor, (int, float, Fraction)):
-        raise TypeError(f"The factor of batch_rampup_factors at step {step} must be a number, got {factor!r}.")
-    if not isfinite(factor) or factor <= 0:
-        raise ValueError(f"The factor of batch_rampup_factors at step {step} must be above 0, got {factor!r}.")
+def _size(initial: int, step: int, factor: float | str) -> int:
     # The decimals as they were written: 1.1 times 10 rows are 11 rows.
-    size = initial * Fraction(str(factor))
+    exact = exact_number(factor)
+    if exact is None and not isinstance(factor, float):
+        raise TypeError(f"The factor of batch_rampup_factors at step {step} must be a number, got {factor!r}.")
+    if exact is None or exact <= 0:
+        raise ValueError(f"The factor of batch_rampup_factors at step {step} must be above 0, got {factor!r}.")
+    size = initial * exact
     if size.denominator != 1:
         raise ValueError(
             f"The factor {factor} at step {step} makes {float(size)} rows of {initial}; a batch has whole rows: "

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from xlstm_jax.dataset.arguments import flag
 from xlstm_jax.dataset.schedule import Point, Schedule, whole_number
 
 __all__ = ["RowLengthSchedule"]
@@ -63,7 +64,8 @@ class RowLengthSchedule:
                 f"step to length; got {config!r}."
             )
         changes = [(change["at"], change["length"]) for change in config["changes"]]
-        return cls.of(max_target_length, changes, constant_tokens=bool(config.get("constant_tokens", False)))
+        keep = flag("constant_tokens of row_length_schedule", config.get("constant_tokens", False))
+        return cls.of(max_target_length, changes, constant_tokens=keep)
 
     def to_json(self) -> list[Any]:
         """The changes, as a saved position keeps them."""

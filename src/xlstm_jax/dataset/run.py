@@ -64,7 +64,7 @@ class Run:
             self._check_streamed()
 
     @cached_property
-    def stages(self) -> Schedule[tuple[float, ...]]:
+    def stages(self) -> Schedule[tuple[float | Fraction, ...]]:
         """The weights of the datasets, and from when on."""
         return self.mixture.schedule([dataset.name for dataset in self.datasets])
 

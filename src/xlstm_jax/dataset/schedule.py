@@ -8,8 +8,9 @@ Points in rows or tokens stay where they are when the batch size of a run change
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Generic, NamedTuple, TypeVar
+
+from xlstm_jax.dataset.arguments import exact_number
 
 __all__ = ["BEGIN", "Moment", "Point", "Schedule", "whole_number"]
 
@@ -73,7 +74,7 @@ class Point(NamedTuple):
         return moment[UNITS.index(self.unit)]
 
     def __str__(self) -> str:
-        return f"step {self.value}" if self.unit == "step" else f"{self.value} {self.unit}"
+        return f"step {self.value:,}" if self.unit == "step" else f"{self.value:,} {self.unit}"
 
 
 START = Point("step", 0)
@@ -127,10 +128,5 @@ class Schedule(Generic[T]):
 
 def whole_number(value: Any) -> int | None:
     """An integer from what configuration files hold (`1000`, `1e9`, `"1e9"`, `"1_000"`), or None if it is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        exact = Fraction(str(value))
-    except ValueError:
-        return None
-    return int(exact) if exact.denominator == 1 else None
+    exact = exact_number(value)
+    return int(exact) if exact is not None and exact.denominator == 1 else None
