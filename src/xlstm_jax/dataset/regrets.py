@@ -5,7 +5,7 @@ from typing import Any
 
 from xlstm_jax.dataset.plan import Plan, StagePlan
 from xlstm_jax.dataset.run import Run
-from xlstm_jax.dataset.schedule import Schedule
+from xlstm_jax.dataset.schedule import Moment, Schedule
 
 __all__ = ["find_regrets"]
 
@@ -88,29 +88,30 @@ def _other_shares(stage: StagePlan) -> Iterator[tuple[str, tuple[float, float]]]
 
 def _of_schedules(run: Run, plan: Plan) -> Iterator[str]:
     timeline = run.timeline
-    schedules: dict[str, Schedule[Any]] = {"stage": run.stages, "row length": timeline.rows.lengths}
-    schedules["batch size"] = timeline.batches.sizes
-    in_force: dict[str, dict[int, int]] = {what: {} for what in schedules}
-    """Number of an entry → rows before it first holds."""
-    last = plan.end
+    begins: list[Moment] = []
+    """The first batch of every run of steps in which nothing changes, and the last batch of the run."""
     for begin, size, length, steps in timeline.segments(points=run.stages.points):
         if begin.step >= plan.end.step:
             break
-        for what, schedule in schedules.items():
-            in_force[what].setdefault(schedule.index(begin), begin.rows)
-        last = begin.after(min(plan.end.step - begin.step, steps or plan.end.step) - 1, size, length)
+        last = min(begin.step + (steps or plan.end.step), plan.end.step) - 1
+        begins += [begin, begin.after(last - begin.step, size, length)]
     changing = len({size for _, size, _ in plan.shapes}) > 1
-    for what, schedule in schedules.items():
-        for number, point in enumerate(schedule.points, start=1):
-            if number not in in_force[what]:
-                why = "a later one is in force by then" if point.reached(last) else "the run ends before"
-                yield f"The {what} from {point} on never takes effect: {why}."
-            elif changing and point.unit == "step" and what != "batch size":
-                rows = in_force[what][number]
-                yield (
-                    f"The {what} from {point} on begins after {rows:,} rows; with other batch sizes it would begin "
-                    f'elsewhere in the data: write {{"rows": {rows}}} to have it stay.'
-                )
+    yield from _of_schedule("stage", run.stages, begins, moves=changing)
+    yield from _of_schedule("row length", timeline.rows.lengths, begins, moves=changing)
+    yield from _of_schedule("batch size", timeline.batches.sizes, begins, moves=False)
+
+
+def _of_schedule(what: str, schedule: Schedule[Any], begins: list[Moment], *, moves: bool) -> Iterator[str]:
+    for number, point in enumerate(schedule.points, start=1):
+        first = next((begin for begin in begins if schedule.index(begin) == number), None)
+        if first is None:
+            why = "a later one is in force by then" if begins and point.reached(begins[-1]) else "the run ends before"
+            yield f"The {what} from {point} on never takes effect: {why}."
+        elif moves and point.unit == "step":
+            yield (
+                f"The {what} from {point} on begins after {first.rows:,} rows; with other batch sizes it would begin "
+                f'elsewhere in the data: write {{"rows": {first.rows}}} to have it stay.'
+            )
 
 
 def _of_the_end(run: Run, plan: Plan, steps: int | None, left_out: int) -> Iterator[str]:
