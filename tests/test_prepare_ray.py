@@ -91,6 +91,53 @@ def test_a_cluster_that_loses_a_node_writes_the_same_bytes(cluster, bench):
     assert whole_content_of(config.output) == expected
 
 
+def test_a_cluster_of_more_cores_works_on_no_more_than_were_asked_for(cluster, bench, monkeypatch):
+    corpus = write_jsonl(bench.folder / "a.jsonl", make_texts(200))
+    handed_out = []
+    wait = ray.wait
+
+    def counted(references, **options):
+        handed_out.append(len(references))
+        return wait(references, **options)
+
+    monkeypatch.setattr(ray, "wait", counted)
+    bench.prepare(corpus, engine="ray", workers=1)
+    assert max(handed_out) == 1
+    bench.prepare(corpus, engine="ray", workers=None)
+    assert max(handed_out) == 4
+
+
+def test_a_file_system_that_does_not_see_at_once_what_a_node_has_written_is_waited_for(cluster, bench, monkeypatch):
+    corpus = write_jsonl(bench.folder / "a.jsonl", make_texts(100))
+    expected = whole_content_of(bench.prepare(corpus))
+    is_file, scandir = Path.is_file, os.scandir
+    missed = set()
+
+    def remembered(path):
+        """A name that was looked for in vain is not there, as on NFS, until its folder is read."""
+        if path in missed:
+            return False
+        if is_file(path):
+            return True
+        if path.suffix == ".json" and path.parent.name in ("parts", "shards"):
+            missed.add(path)
+        return False
+
+    def read_folder(folder):
+        missed.difference_update([path for path in missed if path.parent == folder])
+        return scandir(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_file", remembered)
+        patch.setattr(os, "scandir", read_folder)
+        store = bench.prepare(corpus, engine="ray", workers=None)
+    assert whole_content_of(store) == expected
+    monkeypatch.setattr("xlstm_jax.prepare.ray_engine._SEEN_WITHIN_S", 0.1)
+    monkeypatch.setattr(Path, "is_file", lambda path: path.parent.name != "parts" and is_file(path))
+    with pytest.raises(PrepareError, match=r"not to be seen here after 0 s; .* all nodes share"):
+        bench.prepare(corpus, engine="ray", workers=None)
+
+
 def test_bad_input_on_a_cluster_is_the_same_error_and_the_work_goes_on_afterwards(cluster, bench):
     good = make_texts(50)
     path = write_jsonl(bench.folder / "a.jsonl", [*good[:30], b"{", *good[30:]])

@@ -22,7 +22,7 @@ from xlstm_jax.prepare.plan import ShardPlan
 from xlstm_jax.prepare.readers import read_texts
 from xlstm_jax.prepare.storage import resource
 from xlstm_jax.prepare.tasks import Piece
-from xlstm_jax.prepare.work import perform
+from xlstm_jax.prepare.work import perform, usable_cores
 from xlstm_jax.prepare.workspace import Workspace
 
 TEXTS = make_texts(150)
@@ -337,6 +337,20 @@ def test_a_result_that_is_lost_costs_no_work_and_no_parts(bench, corpus, monkeyp
     monkeypatch.setattr("xlstm_jax.prepare.preparation.run", losing)
     prepare(config)
     assert whole_content_of(config.output) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
+def test_there_are_as_many_workers_as_cores_that_this_process_may_use(bench, corpus):
+    """A batch system gives a job some of the cores of a machine."""
+    mine = os.sched_getaffinity(0)
+    seen = set()
+    os.sched_setaffinity(0, {min(mine)})
+    try:
+        assert usable_cores() == 1
+        prepare(bench.config(corpus, workers=None), watch=lambda progress: seen.update(progress.workers))
+    finally:
+        os.sched_setaffinity(0, mine)
+    assert len(seen) == 1
 
 
 def test_workers_that_die_again_and_again_are_an_error(bench, corpus):

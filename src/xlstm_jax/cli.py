@@ -249,7 +249,7 @@ def _add_engine(add: Callable[..., Any]) -> None:
         metavar="NAME",
         help="processes of this machine (local, the default), or a cluster (ray)",
     )
-    add("--workers", type=int, metavar="N", help="processes; by default one for each core")
+    add("--workers", type=int, metavar="N", help="processes, on a cluster too; by default one for each core")
     add("--address", metavar="ADDRESS", help="of the Ray cluster; by default one is started on this machine")
     add(
         "--retries",

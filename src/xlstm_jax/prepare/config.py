@@ -61,7 +61,8 @@ class PrepareConfig:
     """Input that one task reads, where files can be cut; what is read again after an interruption."""
     engine: Literal["local", "ray"] = "local"
     workers: int | None = None
-    """Processes; by default one for each core (Ray: what the cluster has). 0 works in this process."""
+    """Processes, and no more of a cluster's cores; by default as many as there are, for this process or in the cluster.
+    0 works in this process."""
     address: str | None = None
     """Of the Ray cluster; by default one is started on this machine."""
     retries: int = 3

@@ -16,7 +16,7 @@ from types import ModuleType
 
 from xlstm_jax.prepare.errors import PrepareError
 from xlstm_jax.prepare.ray_engine import run_on_ray
-from xlstm_jax.prepare.work import Results, Work, Worklist, perform, under_way
+from xlstm_jax.prepare.work import Results, Work, Worklist, perform, under_way, usable_cores
 from xlstm_jax.prepare.worker import Done, Job
 
 __all__ = ["run"]
@@ -40,7 +40,7 @@ def run(job: Job, worklist: Worklist) -> Results:
         return ((work, perform(job, work)) for work in worklist if work is not None)
     if job.config.engine == "ray":
         return run_on_ray(job, worklist)
-    return _run_in_processes(job, worklist, job.config.workers or os.cpu_count() or 1)
+    return _run_in_processes(job, worklist, job.config.workers or usable_cores())
 
 
 def _run_in_processes(job: Job, worklist: Worklist, workers: int) -> Results:

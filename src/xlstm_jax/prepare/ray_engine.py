@@ -1,14 +1,21 @@
 """Work on a Ray cluster: where the data outgrows a machine. All nodes share the output folder."""
 
+import logging
 import os
 from typing import Any
 
 from xlstm_jax.dataset.sources.extras import require
 from xlstm_jax.prepare.errors import PrepareError
-from xlstm_jax.prepare.work import Results, Work, Worklist, marker_of, perform, under_way
+from xlstm_jax.prepare.work import Results, Work, Worklist, marker_of, perform, under_way, usable_cores
 from xlstm_jax.prepare.worker import Done, Job
+from xlstm_jax.prepare.workspace import appears
 
 __all__ = ["run_on_ray"]
+
+LOGGER = logging.getLogger(__name__)
+
+_SEEN_WITHIN_S = 60.0
+"""NFS remembers for up to half a minute which files are there and which are not, and twice that for folders."""
 
 
 def run_on_ray(job: Job, worklist: Worklist) -> Results:
@@ -21,11 +28,15 @@ def run_on_ray(job: Job, worklist: Worklist) -> Results:
     started = not ray.is_initialized()
     if started:
         address = job.config.address or "local"
-        own = {"num_cpus": job.config.workers, "include_dashboard": False} if address == "local" else {}
-        ray.init(address=address, log_to_driver=False, **own)
+        own = {"num_cpus": job.config.workers or usable_cores(), "include_dashboard": False}
+        ray.init(address=address, log_to_driver=False, **(own if address == "local" else {}))
     try:
-        workers = job.config.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        yield from _run(ray, job, worklist, under_way(workers))
+        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        workers = job.config.workers or cores
+        # A cluster of more cores than are asked for would work on all that is handed out.
+        most = workers if workers < cores else under_way(workers)
+        LOGGER.info("%d of %d cores of a Ray cluster work.", min(workers, cores), cores)
+        yield from _run(ray, job, worklist, most)
     finally:
         if started:
             ray.shutdown()
@@ -68,9 +79,9 @@ def _completed(ray: Any, job: Job, queued: dict[Any, Work]) -> tuple[Work, Done]
             f"A piece of work was lost {job.config.retries + 1} times, the last time to: {error}. Most likely its "
             "worker ran out of memory; run the same command again with fewer workers."
         ) from error
-    if not marker_of(job, work).is_file():
+    if not appears(marker_of(job, work), _SEEN_WITHIN_S):
         raise PrepareError(
-            f"A node has written {marker_of(job, work)}, and it is not to be seen here; the output folder must lie on "
-            "a file system that all nodes share."
+            f"A node has written {marker_of(job, work)}, and it is not to be seen here after {_SEEN_WITHIN_S:.0f} s; "
+            "the output folder must lie on a file system that all nodes share."
         )
     return work, done

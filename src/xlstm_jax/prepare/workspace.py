@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +29,7 @@ from xlstm_jax.dataset.sources.manifest import MANIFEST, UNFINISHED
 from xlstm_jax.dataset.sources.whole_file import json_bytes, sync_folder, whole_file, write_json
 from xlstm_jax.prepare.errors import PrepareError
 
-__all__ = ["Workspace", "read_json"]
+__all__ = ["Workspace", "appears", "read_json"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -45,6 +46,24 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise PrepareError(f"{path} is damaged: {error}. Delete it to make it anew.") from error
+
+
+def appears(path: Path, within_s: float) -> bool:
+    """Whether a file that another machine has written is there, or comes in sight within this time.
+
+    A network file system remembers that a name was not there; reading in the folder makes it ask again, at once on NFS.
+    """
+    begun = time.monotonic()
+    pause_s = 0.0
+    while not path.is_file():
+        if time.monotonic() - begun > within_s:
+            return False
+        time.sleep(pause_s)
+        pause_s = min(2.0, 2 * pause_s + 0.01)
+        # Not all of it: there may be a hundred thousand.
+        with suppress(FileNotFoundError), os.scandir(path.parent) as entries:
+            next(entries, None)
+    return True
 
 
 class Workspace:
