@@ -16,9 +16,8 @@ from xlstm_jax.dataset.agreement import EndOfData, gather_json, join_positions, 
 from xlstm_jax.dataset.assembly import RowArrays, assemble
 from xlstm_jax.dataset.buffers import HostBuffers
 from xlstm_jax.dataset.global_arrays import BatchSharding
-from xlstm_jax.dataset.grain_dataset import cut_rows
 from xlstm_jax.dataset.passes import PassLength
-from xlstm_jax.dataset.places import BatchPlan, PlacedRun, Planner
+from xlstm_jax.dataset.places import BatchPlan, Planner, cut_runs
 from xlstm_jax.dataset.position import Position
 from xlstm_jax.dataset.progress import Progress
 from xlstm_jax.dataset.resume import resume
@@ -286,15 +285,11 @@ def _build(
     plan: BatchPlan, ahead: Sequence[bool], sharding: BatchSharding, run: Run, buffers: HostBuffers
 ) -> HostBatch:
     ranges = sharding.rows(plan.size)
-    needed: list[PlacedRun] = []
-    before = 0
-    for start, stop in ranges:
-        needed += [PlacedRun(before + at, part) for at, part in cut_rows(plan.runs, start, stop)]
-        before += stop - start
+    needed, count = cut_runs(plan.runs, ranges), sum(stop - start for start, stop in ranges)
     sources = [dataset.source for dataset in run.datasets]
     formats = [dataset.row_format.of_length(plan.row_length) for dataset in run.datasets]
     with stage("read", f"documents of the batch of step {plan.step}"):
-        rows = assemble(needed, before, sources, formats, buffers)
+        rows = assemble(needed, count, sources, formats, buffers)
     if not all(dataset.apply_padding for dataset in run.datasets):
         _refuse_padding(rows, plan.step)
     return HostBatch(plan.size, rows._asdict(), plan.after, ahead)

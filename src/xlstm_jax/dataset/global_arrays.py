@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from xlstm_jax.dataset.grain_dataset import host_rows
+from xlstm_jax.dataset.order import shard_bounds
 
 __all__ = ["BatchSharding", "DataloadingHost", "dataloading_host"]
 
@@ -94,8 +94,7 @@ class BatchSharding:
     @property
     def host_rows(self) -> tuple[int, int]:
         """First and last + 1 row of the host, of the smallest batch that can be cut (`divisor` rows)."""
-        own = self.divisor // self.host_count
-        return self.host_index * own, (self.host_index + 1) * own
+        return shard_bounds(self.divisor, self.host_index, self.host_count)
 
     def as_host_of_own_rows(self) -> Self:
         """The same for the host whose rows the mesh gives this process, where nobody has said which it is."""
@@ -204,7 +203,7 @@ def dataloading_host(global_mesh: Mesh, batch_partition_spec: PartitionSpec | No
 @lru_cache(maxsize=256)
 def _needed_rows(sharding: BatchSharding, size: int) -> tuple[tuple[int, int], ...]:
     if sharding.played or sharding.mesh is None:
-        return (host_rows(size, sharding.host_index, sharding.host_count),)
+        return (shard_bounds(size, sharding.host_index, sharding.host_count),)
     row_spec = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
     parts = sorted({index[0].indices(size)[:2] for index in row_spec.addressable_devices_indices_map((size,)).values()})
     joined: list[list[int]] = []

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from xlstm_jax.dataset.assembly import RowArrays, assemble
 from xlstm_jax.dataset.config import DatasetConfig
 from xlstm_jax.dataset.mixture import Mixture
-from xlstm_jax.dataset.places import PlacedRun, Standing
+from xlstm_jax.dataset.order import shard_bounds
+from xlstm_jax.dataset.places import PlacedRun, Standing, cut_runs
 from xlstm_jax.dataset.position import Position, PositionError
 from xlstm_jax.dataset.progress import Progress
 from xlstm_jax.dataset.ramp_up import BatchSchedule
@@ -22,7 +23,7 @@ from xlstm_jax.dataset.stages import no_end_within
 from xlstm_jax.dataset.timeline import Timeline
 from xlstm_jax.dataset.workers import Readers
 
-__all__ = ["LLMDataset", "LLMDatasetIterator", "cut_rows", "host_rows"]
+__all__ = ["LLMDataset", "LLMDatasetIterator"]
 
 Row = Mapping[str, NDArray[np.int32]]
 
@@ -128,8 +129,8 @@ class LLMDatasetIterator(grain.DatasetIterator[Row]):
             self._progress.deliver(self._after)
         self._after = plan.after
         config = self._config
-        start, stop = host_rows(plan.size, config.host_index, config.host_count)
-        runs = cut_rows(plan.runs, start, stop)
+        start, stop = shard_bounds(plan.size, config.host_index, config.host_count)
+        runs = cut_runs(plan.runs, [(start, stop)])
         self._passed += self._rows_in_batch
         self._rows_in_batch = sum(run.stop - run.start for _, run in runs)
         if self._part.step > 1:
@@ -155,20 +156,3 @@ def _every_nth_row(runs: list[PlacedRun], step: int, first: int) -> list[PlacedR
         for row in range(run.start, run.stop)
     ]
     return single[first::step]
-
-
-def host_rows(size: int, host_index: int, host_count: int) -> tuple[int, int]:
-    """First and last + 1 row of a batch of `size` rows that a host holds."""
-    return size * host_index // host_count, size * (host_index + 1) // host_count
-
-
-def cut_rows(runs: tuple[PlacedRun, ...], start: int, stop: int) -> list[PlacedRun]:
-    """The runs of rows `start` to `stop` of a batch, placed from 0 on."""
-    if start == 0 and (not runs or runs[-1].at + runs[-1].run.stop - runs[-1].run.start <= stop):
-        return list(runs)
-    cut = []
-    for at, run in runs:
-        low, high = max(at, start), min(at + run.stop - run.start, stop)
-        if low < high:
-            cut.append(PlacedRun(low - start, run._replace(start=run.start + low - at, stop=run.start + high - at)))
-    return cut

@@ -18,7 +18,7 @@ from xlstm_jax.dataset.schedule import Moment
 from xlstm_jax.dataset.sources.records import Skipping
 from xlstm_jax.dataset.timeline import Timeline
 
-__all__ = ["BatchPlan", "Diet", "PlacedRun", "Planner", "StageStanding", "Standing", "rounds_at"]
+__all__ = ["BatchPlan", "Diet", "PlacedRun", "Planner", "StageStanding", "Standing", "cut_runs", "rounds_at"]
 
 
 class PlacedRun(NamedTuple):
@@ -71,6 +71,23 @@ class BatchPlan(NamedTuple):
     """Whether it is more than a remainder: full, or (streamed data) full in at least one lane."""
     runs: tuple[PlacedRun, ...]
     after: Standing
+
+
+def cut_runs(runs: Sequence[PlacedRun], ranges: Sequence[tuple[int, int]]) -> list[PlacedRun]:
+    """What of the runs of a batch lies in some ranges of its rows, placed as if these stood end to end."""
+    end = runs[-1].at + runs[-1].run.stop - runs[-1].run.start if runs else 0
+    if len(ranges) == 1 and ranges[0][0] == 0 and ranges[0][1] >= end:
+        return list(runs)
+    cut = []
+    before = 0
+    for start, stop in ranges:
+        for at, run in runs:
+            low, high = max(at, start), min(at + run.stop - run.start, stop)
+            if low < high:
+                part = run._replace(start=run.start + low - at, stop=run.start + high - at)
+                cut.append(PlacedRun(before + low - start, part))
+        before += stop - start
+    return cut
 
 
 class Diet(NamedTuple):
