@@ -39,6 +39,18 @@ sizes, padding, when a dataset repeats, and what people regret later.
 
 Nothing but the lengths of documents is read, and the numbers are those of the run."""
 
+_BATCH = """\
+Show what stands in the batch of a step: of each row the dataset, its epoch, and which tokens of
+which documents.
+
+Nothing but the lengths of documents is read, and no step before it is run. With --row the tokens are
+shown as well, with --tokenizer as text."""
+
+_DOCUMENT = """\
+Show in which steps and rows a document of a dataset stands.
+
+Nothing but the lengths of documents is read."""
+
 _EXAMPLES = """\
 examples:
   xlstm-data prepare corpus/*.jsonl.zst --tokenizer gpt2 --output store
@@ -122,11 +134,45 @@ def _parser() -> argparse.ArgumentParser:
     for command in (checked, shown):
         command.add_argument("folder", type=Path, metavar="DIR", help="folder of the store, or of one of its splits")
     _add_plan(add("plan", _plan, "show what a run will read, before it runs", _PLAN))
+    _add_batch(add("batch", _batch, "show which documents stand in a batch of a run", _BATCH))
+    _add_document(add("document", _document, "show where a document stands in a run", _DOCUMENT))
     return parser
 
 
-def _add_plan(parser: argparse.ArgumentParser) -> None:
+def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="JSON, TOML or YAML file of the run")
+
+
+def _add_batch(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument("step", type=int, metavar="STEP", help="batches before it; 0 is the first")
+    parser.add_argument("--row", type=int, metavar="N", help="show this row alone, with its tokens")
+    parser.add_argument("--tokenizer", metavar="T", help="show tokens as text: tokenizer.json, folder or name")
+    _add_position(parser)
+
+
+def _add_document(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument("dataset", metavar="DATASET", help="its name in the file")
+    parser.add_argument("document", type=int, metavar="DOCUMENT", help="its place in the dataset, from 0 on")
+    parser.add_argument("--epoch", type=int, default=0, metavar="N", help="epoch of the dataset, by default 0")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of the run, instead of the file's")
+    _add_position(parser)
+
+
+def _add_position(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--position",
+        type=Path,
+        metavar="PATH",
+        help="saved position to begin at, a JSON file or a folder of checkpoints; for runs that were resumed with "
+        "other settings",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
     parser.add_argument("--steps", type=int, metavar="N", help="steps of the run, instead of the file's")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the plan as well, such as plan.png")
@@ -285,6 +331,48 @@ def _plan(parsed: argparse.Namespace) -> int:
     if parsed.picture:
         draw_plan(plan, parsed.picture)
     print(json.dumps(plan_as_json(plan)) if parsed.json else describe_plan(plan))  # noqa: T201
+    return 0
+
+
+def _batch(parsed: argparse.Namespace) -> int:
+    from xlstm_jax.dataset.contents import batch_contents  # noqa: PLC0415
+    from xlstm_jax.dataset.contents_report import contents_as_json, describe_contents, read_position  # noqa: PLC0415
+    from xlstm_jax.dataset.resume import resume  # noqa: PLC0415
+    from xlstm_jax.dataset.run_file import read_run_file  # noqa: PLC0415
+    from xlstm_jax.dataset.tokenizer import Tokenizer  # noqa: PLC0415
+
+    file = read_run_file(parsed.config)
+    run, known = file.run, []
+    if parsed.position:
+        run, position = resume(run, read_position(parsed.position, parsed.step))
+        known = [position]
+    contents = batch_contents(run, parsed.step, known, drop_remainder=file.drop_remainder)
+    tokenizer = Tokenizer.load(parsed.tokenizer) if parsed.tokenizer else None
+    shown = {"row": parsed.row, "tokens": parsed.row is not None or tokenizer is not None, "tokenizer": tokenizer}
+    print(json.dumps(contents_as_json(contents, **shown)) if parsed.json else describe_contents(contents, **shown))  # noqa: T201
+    return 0
+
+
+def _document(parsed: argparse.Namespace) -> int:
+    from xlstm_jax.dataset.contents import find_document  # noqa: PLC0415
+    from xlstm_jax.dataset.contents_report import describe_places, places_as_json, read_position  # noqa: PLC0415
+    from xlstm_jax.dataset.resume import resume  # noqa: PLC0415
+    from xlstm_jax.dataset.run_file import read_run_file  # noqa: PLC0415
+
+    file = read_run_file(parsed.config)
+    run, start = file.run, None
+    if parsed.position:
+        run, start = resume(run, read_position(parsed.position))
+    found = find_document(
+        run,
+        parsed.dataset,
+        parsed.document,
+        epoch=parsed.epoch,
+        start=start,
+        steps=parsed.steps or file.steps,
+        drop_remainder=file.drop_remainder,
+    )
+    print(json.dumps(places_as_json(found)) if parsed.json else describe_places(found))  # noqa: T201
     return 0
 
 

@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from xlstm_jax.dataset.position import POSITION_FILE
 from xlstm_jax.dataset.sources.extras import require
 
 require("orbax.checkpoint", "checkpoint")
@@ -25,7 +26,6 @@ import orbax.checkpoint as ocp  # noqa: E402 - what names the extra comes first
 
 __all__ = ["PositionHandler", "PositionRestore", "PositionSave", "Resumable"]
 
-FILE_NAME = "position.json"
 HISTORY_NAME = "history.json"
 
 
@@ -41,7 +41,7 @@ class PositionHandler(ocp.AsyncCheckpointHandler):  # type: ignore[misc]  # Orba
 
     def __init__(self, *, multiprocessing_options: Any = None) -> None:
         options = {} if multiprocessing_options is None else {"multiprocessing_options": multiprocessing_options}
-        self._json = ocp.JsonCheckpointHandler(FILE_NAME, **options)
+        self._json = ocp.JsonCheckpointHandler(POSITION_FILE, **options)
         self._history = ocp.JsonCheckpointHandler(HISTORY_NAME, **options)
 
     async def async_save(self, directory: Any, args: "PositionSave") -> Any:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from xlstm_jax.dataset.agreement import EndOfData, gather_json, join_positions, own_part
 from xlstm_jax.dataset.assembly import RowArrays, assemble
 from xlstm_jax.dataset.buffers import HostBuffers
+from xlstm_jax.dataset.contents import BatchContents, batch_contents
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.passes import PassLength
 from xlstm_jax.dataset.places import BatchPlan, Planner, cut_runs
@@ -29,7 +30,6 @@ from xlstm_jax.dataset.workers import Readers
 __all__ = ["Feed", "HostBatch", "RowFeed"]
 
 LOGGER = logging.getLogger(__name__)
-
 
 AGREE_EVERY = 8
 """Batches for which processes agree at once whether streamed data goes on; as many are planned ahead."""
@@ -86,6 +86,9 @@ class Feed(Protocol):
     def epochs_seen(self) -> dict[str, float]:
         """Dataset → epochs of it up to the position."""
 
+    def contents(self, step: int) -> BatchContents:
+        """What stands in the batch of a step; see `batch_contents`."""
+
     def close(self) -> None:
         """End worker processes."""
 
@@ -136,6 +139,7 @@ class RowFeed:
 
     def _begin(self, run: Run, position: Position) -> None:
         self._run = run
+        self._begun_at = position
         self._progress = Progress(run, position)
         self._pass_length = PassLength(run, self._documents, one_epoch=self._one_epoch)
 
@@ -237,6 +241,11 @@ class RowFeed:
     def epochs_seen(self) -> dict[str, float]:
         """See `Feed.epochs_seen`."""
         return self._progress.epochs_seen
+
+    def contents(self, step: int) -> BatchContents:
+        """See `Feed.contents`; from the position that the run stands at, or where it began or was resumed."""
+        known = [self._begun_at, self._progress.position]
+        return batch_contents(self._run, step, known, drop_remainder=self._drop_remainder, one_epoch=self._one_epoch)
 
     def close(self) -> None:
         """See `Feed.close`."""

@@ -19,6 +19,7 @@ from absl import flags
 from numpy.typing import NDArray
 
 from xlstm_jax.dataset.agreement import gather_json
+from xlstm_jax.dataset.contents import BatchContents
 from xlstm_jax.dataset.feed import HostBatch
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.position import PositionError
@@ -169,6 +170,17 @@ class ForeignFeed:
     def epochs_seen(self) -> dict[str, float]:
         """See `Feed.epochs_seen`; Grain does not tell."""
         return {}
+
+    def contents(self, step: int) -> BatchContents:
+        """See `Feed.contents`; Grain does not tell.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            f"What stands in step {step} is not known of foreign Grain datasets; it is of those that "
+            "make_grain_llm_dataset made."
+        )
 
     def close(self) -> None:
         """See `Feed.close`; Grain's iterators end with what draws from them."""

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from xlstm_jax.dataset.batch import batch_fields
+from xlstm_jax.dataset.contents import BatchContents
 from xlstm_jax.dataset.feed import Feed, HostBatch
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.prefetch import OnDemand, Prefetcher
@@ -126,6 +127,23 @@ class MultiHostDataLoadIterator:
     def epochs_seen(self) -> dict[str, float]:
         """Dataset → epochs of it in all batches handed out so far, to within the rows of a batch."""
         return self._feed.epochs_seen
+
+    def contents(self, step: int) -> BatchContents:
+        """What stands in the batch of a step, before or behind: the documents, and which of their tokens, of each row.
+
+        It is found by arithmetic on lengths, from the nearest earlier position that the loader knows (where it stands,
+        where it was resumed or began), without reading tokens or moving the loader. Data whose lengths are known only
+        once documents are read is read again from there on.
+
+        Args:
+            step: Batches of the run before it: `get_state()["step"]` of the position before the batch.
+
+        Raises:
+            ValueError: The data ends before the step, or the loader is one of foreign Grain datasets.
+            PositionError: The step lies before the position from which the loader was resumed, and the run had other
+                batch sizes, row lengths, weights or datasets then.
+        """
+        return self._feed.contents(step)
 
     def close(self) -> None:
         """End all threads and processes, whatever they are doing; idempotent."""

@@ -12,6 +12,7 @@ from xlstm_jax.dataset.lanes import Cursor, PositionError
 from xlstm_jax.dataset.schedule import BEGIN, Moment
 
 __all__ = [
+    "POSITION_FILE",
     "DatasetPosition",
     "Position",
     "PositionError",
@@ -22,6 +23,9 @@ __all__ = [
 ]
 
 VERSION = 1
+
+POSITION_FILE = "position.json"
+"""What holds a position in a checkpoint."""
 
 OWN = frozenset({"cursors", "shares", "skipped", "row_length"})
 """What stands beside the settings of a dataset in JSON; the row length only of one that was taken out."""
