@@ -111,6 +111,19 @@ def test_steps_before_a_position_that_the_run_came_to_by_another_way_are_not_tol
         assert_told(resumed.contents(5), draw(resumed, 1)[0], 5)
 
 
+def test_a_pass_that_starts_anew_is_told_from_its_own_start():
+    job = Job(mixture(), weights=[3, 2, 1], reset=True)
+    with job.loader() as loader:
+        draw(loader, 3)
+        state = loader.get_state()
+    with dataclasses.replace(job, batch=8).loader() as resumed:
+        resumed.set_state(state)
+        draw(resumed)
+        batches = draw(resumed)
+        for step in (0, 2, 3, 4, len(batches) - 1):
+            assert_told(resumed.contents(step), batches[step], step)
+
+
 def test_streamed_data_is_told_from_a_position_on():
     documents = {name: Streamed(documents) for name, documents in mixture().items()}
     job = Job(documents, weights=[3, 2, 1])

@@ -203,7 +203,8 @@ class RowFeed:
 
     def restart(self) -> None:
         """See `Feed.restart`."""
-        self._progress = Progress(self._run, self._run.start())
+        self._begun_at = self._run.start()
+        self._progress = Progress(self._run, self._begun_at)
 
     def get_state(self) -> dict[str, Any]:
         """See `Feed.get_state`."""
