@@ -1,6 +1,8 @@
 """Assembly: the kernel against its plain twin, and the memory that batches live in."""
 
+import ctypes
 import gc
+import mmap
 from concurrent.futures import Future
 
 import jax
@@ -18,11 +20,12 @@ from xlstm_jax.dataset.packing import Packing, pack_window
 from xlstm_jax.dataset.pieces import TOKEN_DTYPES
 from xlstm_jax.dataset.places import PlacedRun
 from xlstm_jax.dataset.sources import MemorySource
-from xlstm_jax.dataset.sources.base import TokenSource, gather_block
+from xlstm_jax.dataset.sources.base import TokenBlock, TokenSource, gather_block
 from xlstm_jax.dataset.transforms import Documents
 from xlstm_jax.dataset.windows import LaneSlice, PlannedWindows, StreamedWindows
 
-LENGTH = 12
+LENGTHS = 12, 50
+"""Shorter than what is written at a time, and longer."""
 EOD = 3
 
 
@@ -42,6 +45,24 @@ class Gathered(TokenSource):
 
     def _read_flat(self, documents):
         return np.concatenate([self._documents[0][:0], *(self._documents[d] for d in documents.tolist())])
+
+
+class InPlace(TokenSource):
+    """Documents that lie end to end in memory of the caller's, or where the caller says they do."""
+
+    in_place = True
+
+    def __init__(self, tokens, lengths, begins=None):
+        self._tokens = tokens
+        self._lengths = lengths
+        self._begins = np.cumsum(lengths) - lengths if begins is None else begins
+
+    @property
+    def lengths(self):
+        return self._lengths
+
+    def fetch(self, documents):
+        return [TokenBlock(self._tokens, np.arange(len(documents)), self._begins[documents])]
 
 
 def windows_of(source, kind, packing, own_targets):
@@ -71,13 +92,17 @@ class Read:
 
 @st.composite
 def cases(draw):
-    documents = draw(st.lists(st.lists(st.integers(0, 5), max_size=30), min_size=1, max_size=12).filter(any))
+    row_length = draw(st.sampled_from(LENGTHS))
+    document = st.lists(st.integers(0, 5), max_size=row_length * 5 // 2)
+    documents = draw(st.lists(document, min_size=1, max_size=12).filter(any))
     source = draw(st.sampled_from([MemorySource, *(lambda d, t=dtype: Gathered(d, t) for dtype in TOKEN_DTYPES)]))
     rule = draw(st.sampled_from(["best_fit", "first_fit", "concat_split", "none"]))
     long_documents = draw(st.sampled_from(["split", "truncate"]))
-    packing = Packing(rule=rule, row_length=LENGTH, rows=3, long_documents=long_documents, shuffle=draw(st.booleans()))
+    packing = Packing(
+        rule=rule, row_length=row_length, rows=3, long_documents=long_documents, shuffle=draw(st.booleans())
+    )
     how = RowFormat(
-        length=LENGTH,
+        length=row_length,
         shift=draw(st.sampled_from(list(Shift))),
         eod_token_id=EOD,
         infer_segments=rule == "none",
@@ -103,6 +128,36 @@ def test_the_kernel_does_what_the_plain_definition_says(case):
     for field in RowArrays._fields:
         np.testing.assert_array_equal(getattr(fast, field), getattr(plain, field), err_msg=field)
         assert getattr(fast, field).dtype == np.int32
+
+
+@pytest.mark.parametrize("shift", Shift)
+@pytest.mark.parametrize("dtype", TOKEN_DTYPES, ids=str)
+def test_nothing_is_read_outside_the_pages_that_hold_the_tokens(dtype, shift):
+    inner = 3 * mmap.PAGESIZE
+    memory = mmap.mmap(-1, inner + 2 * mmap.PAGESIZE)
+    begin = np.frombuffer(memory, np.uint8).ctypes.data
+    for page in (begin, begin + mmap.PAGESIZE + inner):
+        assert ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(page), mmap.PAGESIZE, 0) == 0  # No access.
+    tokens = np.frombuffer(memory, dtype, inner // dtype.itemsize, mmap.PAGESIZE)
+    tokens[:] = np.arange(len(tokens)) % 100
+    lengths = np.array([1, 17, 33, *[19] * ((len(tokens) - 51) // 19), (len(tokens) - 51) % 19])
+    source = InPlace(tokens, lengths)
+    packing = Packing(rule="best_fit", row_length=50, rows=10_000, long_documents="split", shuffle=True)
+    window = windows_of(source, "planned", packing, own_targets=False).read(0, 0, 0)
+    how = RowFormat(length=50, shift=shift, eod_token_id=EOD, infer_segments=False)
+    case = [PlacedRun(0, RowRun(0, window, 0, window.rows))], window.rows, [source], [how]
+    for fast, plain in zip(assemble(*case), assemble_plain(*case), strict=True):
+        np.testing.assert_array_equal(fast, plain)
+
+
+@pytest.mark.parametrize("begin", [-1, 9])
+def test_a_source_that_says_that_documents_lie_where_they_do_not_is_refused(begin):
+    source = InPlace(np.arange(10, dtype=np.int32), np.array([2, 8]), begins=np.array([begin, 2]))
+    packing = Packing(rule="best_fit", row_length=12, rows=1, long_documents="split", shuffle=False)
+    window = windows_of(source, "planned", packing, own_targets=False).read(0, 0, 0)
+    how = RowFormat(length=12, shift=Shift.TARGETS, eod_token_id=EOD, infer_segments=False)
+    with pytest.raises(ValueError, match="document 0 of 2 tokens lies in an array of 10 tokens, and it does not"):
+        assemble([PlacedRun(0, RowRun(0, window, 0, 1))], 1, [source], [how])
 
 
 def test_memory_is_used_again_when_nothing_refers_to_it_and_not_before():

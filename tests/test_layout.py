@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "src"
 
 LAYERS = [
-    "dataset.arguments dataset.kernels dataset.order dataset.stages dataset.threads",
+    "dataset.arguments dataset.kernels dataset.vectors dataset.order dataset.stages dataset.threads",
     "dataset.sources.extras dataset.sources.progress dataset.sources.fingerprint dataset.sources.base",
     "dataset.sources.files dataset.sources.mapped_file dataset.sources.open_files",
     "dataset.sources.decompression dataset.sources.whole_file dataset.sources.cache",

@@ -1,15 +1,26 @@
-"""The kernel that builds batches: tokens, targets, positions and segments in one pass, straight from where they lie."""
+"""The kernel that builds batches: tokens, targets, positions and segments in one pass, straight from where they lie.
 
-from typing import Any, NamedTuple
+Rows are written in order, and pieces from left to right, so that what a block of positions writes beyond its piece is
+written again by what follows. Only at the end of the arrays nothing follows: there positions are written one by one.
+"""
+
+from typing import NamedTuple
 
 import numba
 import numpy as np
-from numba.core import cgutils
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from xlstm_jax.dataset.kernels import kernel
 from xlstm_jax.dataset.pieces import BEGINS, CODE_SHIFT, ENDS
+from xlstm_jax.dataset.vectors import (
+    BLOCK,
+    as_pointer,
+    count_block,
+    fill_block,
+    prefetch,
+    read_token,
+    widen_block,
+)
 
 __all__ = ["COLUMNS", "fill"]
 
@@ -19,44 +30,12 @@ and last + 1 row in its pieces; the addresses of these, as in `RowPieces.address
 whether that token ends a segment."""
 
 _TARGETS, _INPUTS = 1, 2
-
-
-@intrinsic  # type: ignore[untyped-decorator] # Numba has no types.
-def _pointer(_typing: Any, address: Any) -> Any:
-    """An address as a pointer."""
-    assert isinstance(address, numba.types.Integer)
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
-
-    return numba.types.voidptr(numba.types.int64), generate
-
-
-@kernel
-def _copy(out: NDArray[np.int32], address: int, code: int) -> None:
-    """Copy as many tokens as `out` holds from an address, in the dtype of this number."""
-    count = len(out)
-    pointer = _pointer(address)
-    if code == 2:
-        halves = numba.carray(pointer, (count,), np.uint16)
-        for i in range(count):
-            out[i] = halves[i]
-    elif code == 4:
-        words = numba.carray(pointer, (count,), np.int32)
-        for i in range(count):
-            out[i] = words[i]
-    elif code == 0:
-        octets = numba.carray(pointer, (count,), np.uint8)
-        for i in range(count):
-            out[i] = octets[i]
-    elif code == 1:
-        signed_octets = numba.carray(pointer, (count,), np.int8)
-        for i in range(count):
-            out[i] = signed_octets[i]
-    else:
-        signed_halves = numba.carray(pointer, (count,), np.int16)
-        for i in range(count):
-            out[i] = signed_halves[i]
+_AHEAD = 8
+"""Pieces whose tokens are fetched into the cache ahead of the one that is copied."""
+_LINE = 64
+"""Bytes that are fetched together."""
+_PAGE = 4096
+"""No less is mapped: what lies in the same page as a token can be read."""
 
 
 class _Out(NamedTuple):
@@ -88,12 +67,12 @@ def fill(
     for run in table:
         row = _pad(out, document_idx, sequence_idx, row, run[0])
         start, stop = run[1], run[2]
-        row_begin = numba.carray(_pointer(run[3]), (stop + 1,), np.int32)
-        documents = numba.carray(_pointer(run[8]), (stop,), np.int32)
-        sequences = numba.carray(_pointer(run[9]), (stop,), np.int32)
+        row_begin = numba.carray(as_pointer(run[3]), (stop + 1,), np.int32)
+        documents = numba.carray(as_pointer(run[8]), (stop,), np.int32)
+        sequences = numba.carray(as_pointer(run[9]), (stop,), np.int32)
         for number in range(start, stop):
             document_idx[row], sequence_idx[row] = documents[number], sequences[number]
-            _fill_row(out, row, run, row_begin[number], row_begin[number + 1])
+            _fill_row(out, row, run, row_begin[number], row_begin[number + 1], row_begin[stop])
             row += 1
     _pad(out, document_idx, sequence_idx, row, len(inputs))
 
@@ -120,28 +99,47 @@ def _clear(out: _Out, row: int, column: int) -> None:
 
 
 @kernel
-def _fill_row(out: _Out, row: int, run: NDArray[np.int64], first: int, last: int) -> None:
+def _fill_row(out: _Out, row: int, run: NDArray[np.int64], first: int, last: int, last_of_run: int) -> None:
     """Write the pieces of a row, and the padding behind them."""
-    tokens_at = numba.carray(_pointer(run[4]), (last,), np.int64)
-    targets_at = numba.carray(_pointer(run[5]), (last,), np.int64)
-    lengths = numba.carray(_pointer(run[6]), (last,), np.int32)
-    flags = numba.carray(_pointer(run[7]), (last,), np.uint8)
+    tokens_at = numba.carray(as_pointer(run[4]), (last_of_run,), np.int64)
+    targets_at = numba.carray(as_pointer(run[5]), (last,), np.int64)
+    lengths = numba.carray(as_pointer(run[6]), (last,), np.int32)
+    flags = numba.carray(as_pointer(run[7]), (last,), np.uint8)
     shift, eod, infer = run[10], np.int32(run[11]), run[12]
-    column = 0
+    column, room = 0, (len(out.inputs) - row) * out.inputs.shape[1]
     for p in range(first, last):
-        end = column + lengths[p]
-        code = flags[p] >> CODE_SHIFT
-        ends = flags[p] & ENDS
-        _write_inputs(out.inputs[row, column:end], tokens_at[p], code, shift == _INPUTS, flags[p] & BEGINS, eod)
+        if p + _AHEAD < last_of_run:
+            prefetch(tokens_at[p + _AHEAD])
+            prefetch(tokens_at[p + _AHEAD] + _LINE // 2)
+        count, code, ends = int(lengths[p]), int(flags[p]) >> CODE_SHIFT, flags[p] & ENDS
         # Where targets are shifted, a document's last token has none: what stands behind it is not read.
-        targeted = end - 1 if shift == _TARGETS and ends else end
+        targeted = count - 1 if shift == _TARGETS and ends else count
         ahead = _size(code) if shift == _TARGETS else 0
-        _copy(out.targets[row, column:targeted], targets_at[p] + ahead, code)
-        _number(out, row, column, end, targeted, p - first + 1)
+        inputs = _address(out.inputs, row, column)
+        if shift != _INPUTS:
+            _copy(inputs, room - column, tokens_at[p], count, code)
+        elif flags[p] & BEGINS:
+            # What stands before the document is not read.
+            out.inputs[row, column] = eod
+            _copy(inputs + 4, room - column - 1, tokens_at[p], count - 1, code)
+        else:
+            _copy(inputs, room - column, tokens_at[p] - _size(code), count, code)
+        _copy(_address(out.targets, row, column), room - column, targets_at[p] + ahead, targeted, code)
+        _number(out, row, column, room - column, count, p - first + 1)
+        for hidden in range(column + targeted, column + count):
+            out.targets[row, hidden] = 0
+            out.targets_position[row, hidden] = 0
+            out.targets_segmentation[row, hidden] = 0
         if infer:
-            _infer_segments(out, row, column, targeted, end, tokens_at[p], code, eod, shift == _TARGETS)
-        column = end
+            _infer_segments(out, row, column, column + targeted, column + count, tokens_at[p], code, eod, shift)
+        column += count
     _clear(out, row, column)
+
+
+@kernel
+def _address(array: NDArray[np.int32], row: int, column: int) -> int:
+    positions: int = row * array.shape[1] + column
+    return int(np.int64(array.ctypes.data)) + 4 * positions
 
 
 @kernel
@@ -151,55 +149,56 @@ def _size(code: int) -> int:
 
 
 @kernel
-def _write_inputs(
-    inputs: NDArray[np.int32], address: int, code: int, shifted: bool, begins: int, eod: np.int32
-) -> None:
-    """Copy a piece's tokens, or those one place before; what stands before the document is not read."""
-    if not shifted:
-        _copy(inputs, address, code)
-    elif begins:
-        inputs[0] = eod
-        _copy(inputs[1:], address, code)
+def _copy(to: int, room: int, address: int, count: int, code: int) -> None:
+    """Copy so many tokens, of the dtype of this number, to an address with room for so many int32."""
+    size = _size(code)
+    whole = count - count % BLOCK
+    for i in range(0, whole, BLOCK):
+        widen_block(to + 4 * i, address + size * i, code)
+    if whole == count:
+        return
+    rest = address + size * whole
+    if room - whole >= BLOCK and rest % _PAGE <= _PAGE - size * BLOCK:
+        widen_block(to + 4 * whole, rest, code)
     else:
-        _copy(inputs, address - _size(code), code)
+        tail = numba.carray(as_pointer(to), (count,), np.int32)
+        for i in range(whole, count):
+            tail[i] = read_token(address + size * i, code)
 
 
 @kernel
-def _number(out: _Out, row: int, column: int, end: int, targeted: int, segment: int) -> None:
-    """Write positions and segment of a piece; only up to `targeted` there are targets."""
-    _count_up(out.inputs_position[row, column:end])
-    _count_up(out.targets_position[row, column:targeted])
-    out.inputs_segmentation[row, column:end] = segment
-    out.targets_segmentation[row, column:targeted] = segment
-    for i in range(targeted, end):
-        out.targets[row, i] = 0
-        out.targets_position[row, i] = 0
-        out.targets_segmentation[row, i] = 0
-
-
-@kernel
-def _count_up(positions: NDArray[np.int32]) -> None:
-    """0, 1, 2 and so on; a slice of its own, since the compiler makes vectors only where indices begin at 0."""
-    for i in range(len(positions)):
-        positions[i] = i
+def _number(out: _Out, row: int, column: int, room: int, count: int, segment: int) -> None:
+    """Write positions and segment of a piece."""
+    inputs_position = _address(out.inputs_position, row, column)
+    targets_position = _address(out.targets_position, row, column)
+    inputs_segmentation = _address(out.inputs_segmentation, row, column)
+    targets_segmentation = _address(out.targets_segmentation, row, column)
+    blocked = min(room - room % BLOCK, count)
+    for i in range(0, blocked, BLOCK):
+        count_block(inputs_position + 4 * i, i)
+        count_block(targets_position + 4 * i, i)
+        fill_block(inputs_segmentation + 4 * i, segment)
+        fill_block(targets_segmentation + 4 * i, segment)
+    for i in range(blocked, count):
+        out.inputs_position[row, column + i] = i
+        out.targets_position[row, column + i] = i
+        out.inputs_segmentation[row, column + i] = segment
+        out.targets_segmentation[row, column + i] = segment
 
 
 @kernel
 def _infer_segments(
-    out: _Out, row: int, column: int, targeted: int, end: int, address: int, code: int, eod: np.int32, masked: bool
+    out: _Out, row: int, column: int, targeted: int, end: int, address: int, code: int, eod: np.int32, shift: int
 ) -> None:
-    """Number a piece anew, a segment ending with each end-of-document token; `masked`: that token has no target."""
-    tokens = np.empty(end - column, np.int32)
-    _copy(tokens, address, code)
+    """Number a piece anew: segments end with end-of-document tokens, which have no target where these are shifted."""
     segment = out.inputs_segmentation[row, column]
     position = 0
-    for i in range(len(tokens)):
-        here = column + i
-        ends = tokens[i] == eod
+    for here in range(column, end):
+        ends = read_token(address + _size(code) * (here - column), code) == eod
         out.inputs_position[row, here] = position
         out.inputs_segmentation[row, here] = segment
         if here < targeted:
-            hidden = ends and masked
+            hidden = ends and shift == _TARGETS
             out.targets_position[row, here] = 0 if hidden else position
             out.targets_segmentation[row, here] = 0 if hidden else segment
             if hidden:

@@ -4,11 +4,13 @@ Kernels take addresses, so that one call builds a whole batch from any number of
 is computed from an array that is held as long as the address, and only for what has been checked to lie within it.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm_jax.dataset.kernels import kernel
 from xlstm_jax.dataset.windows import Window
 
 __all__ = ["BEGINS", "CODE_SHIFT", "ENDS", "TOKEN_DTYPES", "RowPieces", "pieces_of"]
@@ -60,45 +62,86 @@ def _pieces(window: Window, start: int, stop: int, source: Any, row_length: int)
     packed = window.packed
     first, last = packed.row_begin[start], packed.row_begin[stop]
     document, piece_start = packed.document[first:last], packed.start[first:last]
-    length = packed.length[first:last]
-    tokens, targets, code, held = _find(window, document, source)
-    size = _SIZES[code]
-    flags = (
-        (piece_start == 0) * BEGINS + (piece_start + length >= window.lengths[document]) * ENDS + (code << CODE_SHIFT)
-    )
+    length = np.ascontiguousarray(packed.length[first:last])
+    tokens = np.empty(len(document), np.int64)
+    targets = np.empty(len(document), np.int64) if window.content is not None else tokens
+    flags = np.empty(len(document), np.uint8)
+    held: list[Any] = []
+    for block, own_targets, which, begins in _blocks(window, document, source):
+        address, code = _base(block)
+        wrong = _locate(
+            which, begins, document, piece_start, length, window.lengths, address, code, block.dtype.itemsize,
+            len(block), tokens, flags,
+        )  # fmt: skip
+        if wrong >= 0:
+            _refuse_beyond(window, int(document[wrong]), block)
+        if targets is not tokens:
+            targets[:] = tokens + (0 if own_targets is None else _base(own_targets)[0] - address)
+        held += [block, own_targets]
     row_begin = packed.row_begin[start : stop + 1] - first
     heads = row_begin[:-1]
     arrays = (
         row_begin,
-        tokens + piece_start * size,
-        targets + piece_start * size,
-        np.ascontiguousarray(length),
-        flags.astype(np.uint8),
+        tokens,
+        targets,
+        length,
+        flags,
         window.source_index[document[heads]].astype(np.int32),
         (-(-piece_start[heads] // row_length)).astype(np.int32),
     )
-    return RowPieces(*arrays, tuple(array.ctypes.data for array in arrays), held)
+    return RowPieces(*arrays, tuple(array.ctypes.data for array in arrays), tuple(held))
 
 
-_SIZES = np.array([dtype.itemsize for dtype in TOKEN_DTYPES])
-_Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], tuple[Any, ...]]
+_Blocks = Iterable[tuple[NDArray[Any], NDArray[Any] | None, NDArray[np.int64], NDArray[np.int64]]]
 
 
-def _find(window: Window, document: NDArray[np.int32], source: Any) -> _Found:
-    """For each piece the addresses of its document's tokens and targets, and their dtype; and what holds them."""
+def _blocks(window: Window, document: NDArray[np.int32], source: Any) -> _Blocks:
+    """Arrays of tokens, targets of their own beside them, which pieces' documents lie there, and where each begins."""
     if window.content is not None:
         content = window.content
-        begin = 4 * (np.cumsum(content.lengths) - content.lengths)[document]
-        tokens, number = _base(content.tokens)
-        targets = tokens if content.targets is None else _base(content.targets)[0]
-        return tokens + begin, targets + begin, np.full(len(document), number), (content.tokens, content.targets)
-    index = window.source_index[document]
-    address, code, held = np.empty(len(index), np.int64), np.empty(len(index), np.int64), []
-    for block, which, begins in source.fetch(index):
-        base, code[which] = _base(block)
-        address[which] = base + begins * block.dtype.itemsize
-        held.append(block)
-    return address, address, code, tuple(held)
+        begins = (np.cumsum(content.lengths) - content.lengths)[document]
+        yield content.tokens, content.targets, np.arange(len(document)), begins
+        return
+    for block, which, begins in source.fetch(window.source_index[document]):
+        yield block, None, which, begins
+
+
+@kernel
+def _locate(
+    which: NDArray[np.int64],
+    begins: NDArray[np.int64],
+    document: NDArray[np.int32],
+    start: NDArray[np.int64],
+    length: NDArray[np.int32],
+    whole: NDArray[np.int64],
+    address: int,
+    code: int,
+    size: int,
+    tokens: int,
+    out: NDArray[np.int64],
+    flags: NDArray[np.uint8],
+) -> int:
+    """Write address and flags of the pieces that lie in a block of so many tokens of this size at this address.
+
+    Returns:
+        The first piece whose document does not lie within the block, or -1: what reads there does not look at bounds.
+    """
+    for i in range(len(which)):
+        p = which[i]
+        total = whole[document[p]]
+        if begins[i] < 0 or begins[i] + total > tokens:
+            return int(p)
+        out[p] = address + size * (begins[i] + start[p])
+        ends = ENDS if start[p] + length[p] >= total else 0
+        flags[p] = (BEGINS if start[p] == 0 else 0) | ends | (code << CODE_SHIFT)
+    return -1
+
+
+def _refuse_beyond(window: Window, document: int, block: NDArray[Any]) -> None:
+    raise ValueError(
+        f"The source says that document {window.source_index[document]} of {window.lengths[document]} tokens lies in "
+        f"an array of {len(block)} tokens, and it does not; its source is damaged, or not as `PlannedSource` says."
+    )
 
 
 def _base(tokens: NDArray[Any]) -> tuple[int, int]:

@@ -60,17 +60,17 @@ class TokenIndex(NamedTuple):
     """An index, checked against the size of its `.bin`; nothing of it is copied.
 
     Its columns lie at places that suit no integer of their size, and NumPy copies such arrays whole for each gather.
-    They all lie at even places, so they are mapped as (n, 2) or (n, 4) uint16, and `gather` reads whole integers.
+    So they are mapped as items of 4 or 8 bytes without a type, which may lie anywhere; `gather` reads integers.
     """
 
     file: MappedFile
     dtype: np.dtype[Any]
-    sizes: NDArray[np.uint16]
-    """[sequences, 2] token counts."""
-    pointers: NDArray[np.uint16]
-    """[sequences, 4] place in bytes of each sequence."""
-    first_sequence: NDArray[np.uint16] | None
-    """[documents + 1, 4] first sequence of each document; None where each document is one sequence."""
+    sizes: NDArray[np.void]
+    """[sequences] token counts."""
+    pointers: NDArray[np.void]
+    """[sequences] place in bytes of each sequence."""
+    first_sequence: NDArray[np.void] | None
+    """[documents + 1] first sequence of each document; None where each document is one sequence."""
     tokens: int
     empty: int
     """Sequences without tokens."""
@@ -78,16 +78,18 @@ class TokenIndex(NamedTuple):
     """Tokens of the longest sequence."""
 
 
-def gather(column: NDArray[np.uint16], places: NDArray[np.int64]) -> NDArray[Any]:
-    """[k] int32 or int64: the integers of a mapped column at these places."""
-    return column[places].view(f"<i{2 * column.shape[1]}")[:, 0]
+def gather(column: NDArray[np.void], places: NDArray[np.int64]) -> NDArray[Any]:
+    """[k] int32 or int64: the integers of a mapped column at these places.
+
+    `take` copies items of 4 and 8 bytes in a loop that waits for no single one: at random places of a large index it
+    takes 35 ns an item, where indexing takes 440.
+    """
+    return column.take(places).view(f"<i{column.itemsize}")
 
 
-def unaligned(column: NDArray[np.uint16]) -> NDArray[Any]:
+def unaligned(column: NDArray[np.void]) -> NDArray[Any]:
     """[n] int32 or int64: a mapped column as it lies; good for slices and sums, slow for gathers."""
-    if len(column) == 0:
-        return np.zeros(0, f"<i{2 * column.shape[1]}")
-    return column.view(f"<i{2 * column.shape[1]}")[:, 0]
+    return column.view(f"<i{column.itemsize}")
 
 
 def read_index(path: Path, data_bytes: int, *, may_be_short: bool = False) -> TokenIndex:
@@ -103,7 +105,7 @@ def read_index(path: Path, data_bytes: int, *, may_be_short: bool = False) -> To
     """
     dtype, sequences, boundaries = _read_header(path)
     file = MappedFile(path)
-    mapped = file.content[HEADER.size :].view("<u2")
+    begin = HEADER.size + sequences * np.array([0, 4, 12])
     index = _Columns(path, dtype, sequences, boundaries)
     tokens, empty, longest = index.check_sizes(data_bytes, may_be_short=may_be_short)
     own = index.check_boundaries()
@@ -112,9 +114,9 @@ def read_index(path: Path, data_bytes: int, *, may_be_short: bool = False) -> To
     return TokenIndex(
         file,
         dtype,
-        sizes=mapped[: 2 * sequences].reshape(-1, 2),
-        pointers=mapped[2 * sequences : 6 * sequences].reshape(-1, 4),
-        first_sequence=None if own else mapped[6 * sequences :].reshape(-1, 4),
+        sizes=file.content[begin[0] : begin[1]].view("V4"),
+        pointers=file.content[begin[1] : begin[2]].view("V8"),
+        first_sequence=None if own else file.content[begin[2] :].view("V8"),
         tokens=tokens,
         empty=empty,
         longest=longest,

@@ -238,10 +238,11 @@ class _Shard:
         self._data.check()
         lengths = self.lengths_of(documents)
         pointers = self._places(documents)
-        begin = pointers // self._tokens.dtype.itemsize
+        itemsize = self._tokens.dtype.itemsize
+        begin = pointers >> (itemsize.bit_length() - 1)  # A power of two; division takes ten times as long.
         if self._short:
             begin[lengths == 0] = 0
-        wrong = (begin < 0) | (begin + lengths > len(self._tokens)) | (pointers % self._tokens.dtype.itemsize != 0)
+        wrong = (begin < 0) | (begin + lengths > len(self._tokens)) | (pointers & (itemsize - 1) != 0)
         if wrong.any():
             place = int(np.argmax(wrong))
             raise ValueError(
