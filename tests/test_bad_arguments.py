@@ -181,6 +181,13 @@ WRONG = {
         r"factor 1.3 at step 3 makes 5.2 rows of 4",
     ),
     "a ramp-up to nothing": ({"batch_rampup_factors": {3: 0}}, ValueError, "must be above 0, got 0"),
+    "a ramp-up that is a list": (
+        {"batch_rampup_factors": [(3, 2)]},
+        TypeError,
+        r"batch_rampup_factors must be a mapping, got \[\(3, 2\)\]",
+    ),
+    "a schedule that is a word": ({"batch_schedule": "linear"}, TypeError, "batch_schedule must be a mapping, got"),
+    "a row length for a schedule": ({"row_length_schedule": 4096}, TypeError, "row_length_schedule must be a mapping"),
     "a ramp-up before the first step": ({"batch_rampup_factors": {-1: 2}}, ValueError, "0 or more; got -1"),
     "an empty dataset": ({"dataset": []}, ValueError, "is empty; it must hold at least one document"),
     "nothing but empty documents": ({"dataset": [[], []]}, ValueError, "holds 2 documents, and all of them are empty"),
@@ -486,8 +493,8 @@ def test_a_position_of_other_data_is_refused_and_the_error_names_what_differs(ca
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({}, r"not a saved position of this loader: \[\]. Pass what get_state\(\) returned"),
-        ("step 3", "not a saved position of this loader: str"),
+        ({}, r"not a saved position of this loader: \[\]. Pass the mapping that get_state\(\) returned"),
+        ("step 3", "not a saved position of this loader: 'step 3'"),
         ({"version": 99}, "The position has version 99; this release reads"),
     ],
 )

@@ -239,7 +239,13 @@ def test_hosts_played_in_one_process_hold_their_part_of_each_batch():
 def test_the_representation_says_what_is_loaded():
     with make_job().loader() as loader:
         shown = repr(loader)
-    for words in ("'web', 'code'", "num_shards=2", "LLMIndexedBatch", "mesh={'data': 1}", "host 0 of 1"):
+    for words in (
+        "'web', 'code', 4 rows of 16, packing=best_fit",
+        "num_shards=2",
+        "LLMIndexedBatch",
+        "mesh={'data': 1}",
+        "host 0 of 1",
+    ):
         assert words in shown
     with make_job().loader(global_mesh=None) as loader:
         assert "mesh=None" in repr(loader)

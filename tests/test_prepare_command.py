@@ -55,6 +55,12 @@ def test_a_command_called_from_python_leaves_logging_as_it_was(tmp_path):
     assert (list(root.handlers), ours.level) == before
 
 
+def test_who_names_no_command_is_shown_which_there_are(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([])
+    assert re.findall(r"^    (\w+)  ", capsys.readouterr().out, re.MULTILINE)[:2] == ["prepare", "verify"]
+
+
 def test_an_error_is_a_sentence_and_a_code(bench, corpus, capsys):
     assert main(["prepare", "nowhere.jsonl", "--output", str(bench.folder / "x"), "--tokenizer", "t.json"]) == 1
     assert capsys.readouterr().err == "error: There is no file at nowhere.jsonl; check the path.\n"

@@ -114,12 +114,12 @@ def test_nothing_that_can_be_read_is_refused_with_what_can_be(tmp_path):
 
 
 def test_files_of_several_kinds_are_refused_with_their_numbers(tmp_path):
-    write_parquet(tmp_path / "a.parquet", {"text": ["x"]})
-    write_jsonl(tmp_path / "b.jsonl", ["x", "y"])
-    with pytest.raises(ValueError, match="1 files of json_lines, 1 files of parquet; name those that are meant"):
+    write_parquet(tmp_path / "b.parquet", {"text": ["x"]})
+    write_jsonl(tmp_path / "a.jsonl", ["x", "y"])
+    with pytest.raises(ValueError, match=r"1 files of json_lines, 1 files of parquet; name .* such as .*/\*\.jsonl\."):
         open_source(tmp_path)
     with pytest.raises(ValueError, match="these are json_lines and parquet; open them one by one"):
-        open_source([tmp_path / "a.parquet", tmp_path / "b.jsonl"])
+        open_source([tmp_path / "b.parquet", tmp_path / "a.jsonl"])
 
 
 @pytest.mark.parametrize("kind", ["token store", "parquet", "json lines", "hugging face", "memory"])

@@ -62,7 +62,8 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = _parser().parse_args(given)
+    # Who names no command is shown which there are.
+    parsed = _parser().parse_args(given or ["--help"])
     parsed.command = shlex.join(["xlstm-data", *_without_secrets(given)])
     try:
         with _log_on_the_terminal():

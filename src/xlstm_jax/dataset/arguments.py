@@ -1,13 +1,13 @@
 """Checks of single arguments: an error says what was got and what would work."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-__all__ = ["exact_number", "flag", "integer", "one_of", "seconds"]
+__all__ = ["exact_number", "flag", "integer", "mapping", "one_of", "seconds"]
 
 
 def exact_number(value: Any) -> Fraction | None:
@@ -65,6 +65,17 @@ def seconds(name: str, value: Any) -> float | None:
     if not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name} must be {wanted}, got {value!r}.")
     return float(value)
+
+
+def mapping(name: str, value: Any) -> Mapping[Any, Any]:
+    """`value`, if it is a mapping.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a mapping, got {value!r}.")
+    return value
 
 
 def one_of(name: str, value: Any, known: Sequence[Any]) -> None:

@@ -262,7 +262,10 @@ class RowFeed:
         return steps + (left_over and not self._drop_remainder)
 
     def __repr__(self) -> str:
-        return f"{', '.join(repr(dataset.name) for dataset in self._run.datasets)}, num_shards={self._run.num_shards}"
+        run = self._run
+        names, rules = ", ".join(repr(d.name) for d in run.datasets), "/".join(sorted({d.rule for d in run.datasets}))
+        size, length = run.timeline.shape(BEGIN)
+        return f"{names}, {size} rows of {length}, packing={rules}, num_shards={run.num_shards}"
 
 
 def _plans(planner: Planner, has_rows: Callable[[BatchPlan], bool]) -> Iterator[tuple[BatchPlan, Sequence[bool]]]:

@@ -161,8 +161,10 @@ class Position:
             PositionError: The state is none of this loader, or of a version it does not know.
         """
         if not isinstance(state, Mapping) or "version" not in state:
-            keys = sorted(state) if isinstance(state, Mapping) else type(state).__name__
-            raise PositionError(f"This is not a saved position of this loader: {keys}. Pass what get_state() returned.")
+            found = sorted(state) if isinstance(state, Mapping) else f"{state!r:.60}"
+            raise PositionError(
+                f"This is not a saved position of this loader: {found}. Pass the mapping that get_state() returned."
+            )
         if state["version"] != VERSION:
             raise PositionError(
                 f"The position has version {state['version']}; this release reads version {VERSION}. "

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xlstm_jax.dataset.arguments import exact_number
+from xlstm_jax.dataset.arguments import exact_number, mapping
 from xlstm_jax.dataset.schedule import Point, Schedule, whole_number
 
 __all__ = ["BatchSchedule"]
@@ -48,7 +48,7 @@ class BatchSchedule:
         """
         start = cls.constant(initial)
         by_step: dict[int, int] = {}
-        for key, factor in (factors or {}).items():
+        for key, factor in mapping("batch_rampup_factors", factors or {}).items():
             step = _step(key)
             if step in by_step:
                 raise ValueError(f"batch_rampup_factors names step {step} twice.")
@@ -110,6 +110,7 @@ class BatchSchedule:
         Raises:
             ValueError: It is neither of these.
         """
+        mapping("batch_schedule", config)
         if set(config) == {"linear"} and set(config["linear"]) == {"start", "increment", "samples"}:
             return cls.linear(**{k: _whole(v) for k, v in config["linear"].items()}, final=global_batch_size)
         if set(config) == {"changes"} and all(set(change) == {"at", "size"} for change in config["changes"]):

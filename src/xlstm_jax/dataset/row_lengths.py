@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xlstm_jax.dataset.arguments import flag
+from xlstm_jax.dataset.arguments import flag, mapping
 from xlstm_jax.dataset.schedule import Point, Schedule, whole_number
 
 __all__ = ["RowLengthSchedule"]
@@ -55,7 +55,7 @@ class RowLengthSchedule:
         Raises:
             ValueError: It is neither of these.
         """
-        if "changes" not in config:
+        if "changes" not in mapping("row_length_schedule", config):
             return cls.of(max_target_length, config)
         known = set(config) <= {"changes", "constant_tokens"}
         if not known or not all(set(change) == {"at", "length"} for change in config["changes"]):

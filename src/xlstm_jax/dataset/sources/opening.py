@@ -169,7 +169,8 @@ def _of_one_kind(files: list[Path], where: Path) -> _Found:
         )
     if len(by_kind) > 1:
         counts = ", ".join(f"{len(found)} files of {kind}" for kind, found in sorted(by_kind.items()))
-        raise ValueError(f"{where} holds {counts}; name those that are meant, such as {where}/*.parquet.")
+        such = next(iter(by_kind.values()))[0].suffix
+        raise ValueError(f"{where} holds {counts}; name those that are meant, such as {where}/*{such}.")
     [(kind, found)] = by_kind.items()
     if kind == "token_store":
         # A store goes by its index.
