@@ -1,7 +1,7 @@
 """ArrayRecord files: records of utf-8 text, or of token ids as bytes."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +30,7 @@ class ArrayRecordSource(RecordSource):
     The lengths of token records are found out in one pass over the files, when they are first asked for, and kept (see
     `cache`). Damage within a file is found by its checksums when the record is read; a group of records (the writer's
     `group_size`) is damaged as a whole. Groups of one record make random reads fast; larger groups are read whole for
-    each of their records. A pickled source is its paths.
+    each of their records.
 
     Args:
         path: A file, or several.
@@ -52,17 +52,23 @@ class ArrayRecordSource(RecordSource):
         max_skipped: int = 0,
         eod_token_id: int | None = None,
     ) -> None:
-        self._files = as_files(path)
         self._dtype = None if dtype is None else _token_dtype(dtype)
         self._eod_token_id = eod_token_id
-        self._readers = OpenFiles(lambda number: _open(self._files[number]))
+        super().__init__(path, max_skipped=max_skipped)
+        if self._dtype is None and len(self):
+            self._refuse_tokens_as_text()
+
+    def _open(self) -> tuple[Sequence[int], bool]:
+        self._files = as_files(self._paths)
+        self._readers = OpenFiles(lambda number: _open_file(self._files[number]))
         counts = []
         for number in range(len(self._files)):
             with self._readers.use(number) as reader:
                 counts.append(reader.num_records())
-        super().__init__(counts, holds_tokens=self._dtype is not None, max_skipped=max_skipped)
-        if self._dtype is None and len(self):
-            self._refuse_tokens_as_text()
+        return counts, self._dtype is not None
+
+    def _arguments(self) -> dict[str, Any]:
+        return {"dtype": self._dtype, "max_skipped": self._skipping.allowed, "eod_token_id": self._eod_token_id}
 
     @property
     def eod_token_id(self) -> int | None:
@@ -181,19 +187,12 @@ class ArrayRecordSource(RecordSource):
     def _where(self, part: int, place: int) -> str:
         return f"Record {place} of {self._files[part]}"
 
-    def __reduce__(self) -> tuple[Callable[..., "ArrayRecordSource"], tuple[Any, ...]]:
-        return _again, (self._files, self._dtype, self._skipping.allowed, self._eod_token_id)
-
     def __repr__(self) -> str:
         content = "text" if self._dtype is None else f"{self._dtype} tokens"
         return f"ArrayRecordSource({len(self)} records of {content}, {len(self._files)} files from {self._files[0]})"
 
 
-def _again(files: list[Path], dtype: Any, max_skipped: int, eod_token_id: int | None) -> ArrayRecordSource:
-    return ArrayRecordSource(files, dtype=dtype, max_skipped=max_skipped, eod_token_id=eod_token_id)
-
-
-def _open(path: Path) -> Any:
+def _open_file(path: Path) -> Any:
     module = require("array_record.python.array_record_module", "array_record")
     reader = module.ArrayRecordReader(os.fsencode(path), _RANDOM_ACCESS)
     if reader.ok():

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from xlstm_jax.dataset.sources.base import read_only
 from xlstm_jax.dataset.sources.columns import choose_columns, list_values
 from xlstm_jax.dataset.sources.extras import require
-from xlstm_jax.dataset.sources.files import PathLike, as_files, as_paths
+from xlstm_jax.dataset.sources.files import as_files
 from xlstm_jax.dataset.sources.records import BAD_LENGTH, RecordError, RecordSource, checked_ids
 
 __all__ = ["HuggingFaceSource"]
@@ -24,7 +24,7 @@ _INT32_MAX = np.iinfo(np.int32).max
 class HuggingFaceSource(RecordSource):
     """A Hugging Face dataset on disk: a column of token ids (planned), of text, or mappings of several columns.
 
-    It is read through memory maps; lists of token ids are never unpacked. A pickled source is its path.
+    It is read through memory maps; lists of token ids are never unpacked.
 
     Args:
         path: A folder that `Dataset.save_to_disk` wrote (of a `DatasetDict` that of one split); or Arrow files.
@@ -38,17 +38,9 @@ class HuggingFaceSource(RecordSource):
         ImportError: The extra `datasets` is not installed.
     """
 
-    def __init__(
-        self,
-        path: PathLike | Sequence[PathLike],
-        *,
-        column: str | Sequence[str] | None = None,
-        max_skipped: int = 0,
-    ) -> None:
-        self._paths = as_paths(path)
-        self._asked = column
+    def _open(self) -> tuple[Sequence[int], bool]:
         dataset = _load(self._paths)
-        self._columns = choose_columns(dataset.data.schema, column, str(self._paths[0]))
+        self._columns = choose_columns(dataset.data.schema, self._column, str(self._paths[0]))
         if self._columns.holds_tokens:
             chunks = dataset.data.column(self._columns.names[0]).chunks
             self._lists = [list_values(chunk) for chunk in chunks]
@@ -56,7 +48,7 @@ class HuggingFaceSource(RecordSource):
         else:
             self._dataset = dataset.select_columns(self._columns.names)
             counts = [len(dataset)]
-        super().__init__(counts, holds_tokens=self._columns.holds_tokens, max_skipped=max_skipped)
+        return counts, self._columns.holds_tokens
 
     def _read_part(self, part: int, places: NDArray[np.int64]) -> list[Any]:
         if self._holds_tokens:
@@ -92,15 +84,8 @@ class HuggingFaceSource(RecordSource):
     def _where(self, part: int, place: int) -> str:
         return f"Row {self._documents.bounds(part)[0] + place} of {self._paths[0]}"
 
-    def __reduce__(self) -> tuple[Callable[..., "HuggingFaceSource"], tuple[Any, ...]]:
-        return _again, (self._paths, self._asked, self._skipping.allowed)
-
     def __repr__(self) -> str:
         return f"HuggingFaceSource({len(self)} rows of {', '.join(self._columns.names)} from {self._paths[0]})"
-
-
-def _again(paths: list[Path], column: Any, max_skipped: int) -> HuggingFaceSource:
-    return HuggingFaceSource(paths, column=column, max_skipped=max_skipped)
 
 
 def _load(paths: list[Path]) -> Any:

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from io import RawIOBase
 from pathlib import Path
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from xlstm_jax.dataset.sources.cache import cached_array, cached_file
 from xlstm_jax.dataset.sources.decompression import COMPRESSIONS, DamagedError, decompressed
-from xlstm_jax.dataset.sources.files import PathLike, as_files
+from xlstm_jax.dataset.sources.files import as_files
 from xlstm_jax.dataset.sources.open_files import OpenFiles
 from xlstm_jax.dataset.sources.progress import progress
 from xlstm_jax.dataset.sources.records import RecordError, RecordSource
@@ -35,7 +35,7 @@ class JsonLinesSource(RecordSource):
 
     Where each line begins is found out in one pass over the files, and kept (see `cache`). Lines of white space are no
     documents. Compressed files cannot be read at random, so that they are decompressed once into the cache folder
-    ($XLSTM_DATA_CACHE); where that takes too much room, prepare a token store instead. A pickled source is its paths.
+    ($XLSTM_DATA_CACHE); where that takes too much room, prepare a token store instead.
 
     Args:
         path: A file, or several.
@@ -47,20 +47,14 @@ class JsonLinesSource(RecordSource):
         ValueError: A compressed file is truncated or damaged.
     """
 
-    def __init__(
-        self,
-        path: PathLike | Sequence[PathLike],
-        *,
-        column: str | Sequence[str] | None = None,
-        max_skipped: int = 0,
-    ) -> None:
-        self._files = as_files(path)
-        self._asked = column
+    def _open(self) -> tuple[Sequence[int], bool]:
+        self._files = as_files(self._paths)
+        column = self._column
         self._names = None if column is None else [column] if isinstance(column, str) else list(column)
         self._plain = [_plain(file) for file in self._files]
         self._begins = [cached_array([file], "lines", partial(_scan, file)) for file in self._plain]
-        self._opened = OpenFiles(lambda number: _open(self._plain[number]))
-        super().__init__([len(begins) - 1 for begins in self._begins], holds_tokens=False, max_skipped=max_skipped)
+        self._opened = OpenFiles(lambda number: _open_file(self._plain[number]))
+        return [len(begins) - 1 for begins in self._begins], False
 
     def _read_part(self, part: int, places: NDArray[np.int64]) -> list[Any]:
         begins = self._begins[part]
@@ -90,8 +84,8 @@ class JsonLinesSource(RecordSource):
             raise _BadLineError(
                 f"has no field {', '.join(map(repr, missing))}, or it is null; it has {', '.join(map(repr, record))}"
             )
-        if isinstance(self._asked, str):
-            return record[self._asked]
+        if isinstance(self._column, str):
+            return record[self._column]
         return {name: record[name] for name in self._names}
 
     def _count_tokens(self) -> NDArray[Any]:
@@ -100,15 +94,8 @@ class JsonLinesSource(RecordSource):
     def _where(self, part: int, place: int) -> str:
         return f"Record {place} of {self._files[part]} (at byte {int(self._begins[part][place])})"
 
-    def __reduce__(self) -> tuple[Callable[..., "JsonLinesSource"], tuple[Any, ...]]:
-        return _again, (self._files, self._asked, self._skipping.allowed)
-
     def __repr__(self) -> str:
         return f"JsonLinesSource({len(self)} records, {len(self._files)} files from {self._files[0]})"
-
-
-def _again(files: list[Path], column: Any, max_skipped: int) -> JsonLinesSource:
-    return JsonLinesSource(files, column=column, max_skipped=max_skipped)
 
 
 class _BadLineError(Exception):
@@ -132,7 +119,7 @@ def _parsed(line: bytes) -> Mapping[str, Any]:
     return record
 
 
-def _open(path: Path) -> RawIOBase:
+def _open_file(path: Path) -> RawIOBase:
     try:
         return path.open("rb", buffering=0)
     except FileNotFoundError as error:

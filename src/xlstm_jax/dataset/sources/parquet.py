@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from xlstm_jax.dataset.sources.cache import cached_array
 from xlstm_jax.dataset.sources.columns import Columns, choose_columns, list_values
 from xlstm_jax.dataset.sources.extras import require
-from xlstm_jax.dataset.sources.files import PathLike, as_files
-from xlstm_jax.dataset.sources.fingerprint import fingerprint_elements, fingerprint_tokens
+from xlstm_jax.dataset.sources.files import as_files
 from xlstm_jax.dataset.sources.open_files import OpenFiles
 from xlstm_jax.dataset.sources.progress import progress
 from xlstm_jax.dataset.sources.records import BAD_LENGTH, RecordError, RecordSource, checked_ids
@@ -45,7 +44,7 @@ class ParquetSource(RecordSource):
 
     Rows are read a row group at a time, and the groups that were used last stay in memory (256 MB). Where rows are
     wanted in random order over many groups, most reads decode a whole group for one row: shuffle within a window
-    (`shuffle_window`), or prepare a token store. A pickled source is its paths.
+    (`shuffle_window`), or prepare a token store.
 
     Args:
         path: A file, or several, all with the columns that are read.
@@ -59,22 +58,15 @@ class ParquetSource(RecordSource):
         ImportError: The extra `parquet` is not installed.
     """
 
-    def __init__(
-        self,
-        path: PathLike | Sequence[PathLike],
-        *,
-        column: str | Sequence[str] | None = None,
-        max_skipped: int = 0,
-    ) -> None:
-        self._files = as_files(path)
-        self._asked = column
-        self._opened = OpenFiles(lambda number: _open(self._files[number]))
+    def _open(self) -> tuple[Sequence[int], bool]:
+        self._files = as_files(self._paths)
+        self._opened = OpenFiles(lambda number: _open_file(self._files[number]))
         self._groups: list[_Group] = []
         counts: list[int] = []
         chosen: list[Columns] = []
         for number, file_path in enumerate(self._files):
             with self._opened.use(number) as file:
-                chosen.append(choose_columns(file.schema_arrow, column, str(file_path)))
+                chosen.append(choose_columns(file.schema_arrow, self._column, str(file_path)))
                 rows = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
             firsts = np.cumsum([0, *rows]).tolist()
             self._groups += [_Group(number, group, first) for group, first in enumerate(firsts[:-1])]
@@ -86,9 +78,9 @@ class ParquetSource(RecordSource):
                     f"{file_path} has other columns of documents ({', '.join(other.names)}) than {self._files[0]} "
                     f"({', '.join(chosen[0].names)}); name the column."
                 )
-        super().__init__(counts, holds_tokens=self._columns.holds_tokens, max_skipped=max_skipped)
         self._decoded = _Recent(_CACHE_BYTES)
         self._effort = _Effort()
+        return counts, self._columns.holds_tokens
 
     def _read_part(self, part: int, places: NDArray[np.int64]) -> list[Any]:
         self._effort.rows_read += len(places)
@@ -150,20 +142,12 @@ class ParquetSource(RecordSource):
     def fingerprint(self) -> str:
         """16 hex digits that tell what the source holds; kept beside the data, since finding out reads row groups."""
         what = f"fingerprint-{'-'.join(self._columns.names)}-{self._columns.bare}"
-        kept = cached_array(self._files, what, lambda: np.array([int(self._fingerprint(), 16)], np.uint64))
+        kept = cached_array(self._files, what, lambda: np.array([int(self._find_fingerprint(), 16)], np.uint64))
         return f"{int(kept[0]):016x}"
-
-    def _fingerprint(self) -> str:
-        if self._holds_tokens:
-            return fingerprint_tokens(len(self), self.length_summary.tokens, self.lengths_of, self._read)
-        return fingerprint_elements(len(self), self._sample)
 
     def _where(self, part: int, place: int) -> str:
         group = self._groups[part]
         return f"Row {group.first + place} of {self._files[group.file]}"
-
-    def __reduce__(self) -> tuple[Callable[..., "ParquetSource"], tuple[Any, ...]]:
-        return _again, (self._files, self._asked, self._skipping.allowed)
 
     def __repr__(self) -> str:
         names = ", ".join(self._columns.names)
@@ -261,11 +245,7 @@ class _Recent:
                 self._bytes -= freed
 
 
-def _again(files: list[Path], column: Any, max_skipped: int) -> ParquetSource:
-    return ParquetSource(files, column=column, max_skipped=max_skipped)
-
-
-def _open(path: Path) -> Any:
+def _open_file(path: Path) -> Any:
     module = require("pyarrow.parquet", "parquet")
     try:
         return module.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)

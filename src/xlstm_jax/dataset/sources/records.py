@@ -4,7 +4,7 @@ import logging
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +20,7 @@ from xlstm_jax.dataset.sources.base import (
     narrowed_ids,
     read_only,
 )
-from xlstm_jax.dataset.sources.files import FileDocuments
+from xlstm_jax.dataset.sources.files import FileDocuments, PathLike, as_paths
 from xlstm_jax.dataset.sources.fingerprint import fingerprint_elements, fingerprint_tokens
 
 __all__ = [
@@ -117,16 +117,43 @@ class RecordSource(DocumentSource):
     counts those that its windows hold, and keeps them in its position (see `skipping_of`); what else is read of the
     source is counted by the source itself.
 
+    A pickled source is its paths and arguments: it opens its files again.
+
     Args:
-        counts: Records of each part: a file, or what else is read at a time.
-        holds_tokens: Whether records are token ids, whose lengths are found out without an operation.
+        path: A path, or several; what may lie there is up to the source.
+        column: The column or field that holds the documents, or several, which then are mappings; None is up to the
+            source.
         max_skipped: How many bad records may be left out.
     """
 
-    def __init__(self, counts: Sequence[int], *, holds_tokens: bool, max_skipped: int) -> None:
-        self._documents = FileDocuments(counts)
-        self._holds_tokens = holds_tokens
+    def __init__(
+        self,
+        path: PathLike | Sequence[PathLike],
+        *,
+        column: str | Sequence[str] | None = None,
+        max_skipped: int = 0,
+    ) -> None:
+        self._paths = as_paths(path)
+        self._column = column
         self._skipping = Skipping(max_skipped)
+        counts, self._holds_tokens = self._open()
+        self._documents = FileDocuments(counts)
+
+    @abstractmethod
+    def _open(self) -> tuple[Sequence[int], bool]:
+        """Open what lies at `_paths`.
+
+        Returns:
+            Records of each part: a file, or what else is read at a time; and whether records are token ids, whose
+            lengths are found out without an operation.
+        """
+
+    def _arguments(self) -> dict[str, Any]:
+        """What the source was made with, besides its paths."""
+        return {"column": self._column, "max_skipped": self._skipping.allowed}
+
+    def __reduce__(self) -> tuple[Callable[..., "RecordSource"], tuple[Any, ...]]:
+        return partial(type(self), **self._arguments()), (self._paths,)
 
     @abstractmethod
     def _read_part(self, part: int, places: NDArray[np.int64]) -> list[Any]:
@@ -247,6 +274,9 @@ class RecordSource(DocumentSource):
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that tell what the source holds; of tokens the same for every kind of planned source."""
+        return self._find_fingerprint()
+
+    def _find_fingerprint(self) -> str:
         if self._holds_tokens:
             return fingerprint_tokens(len(self), self.length_summary.tokens, self.lengths_of, self._read)
         return fingerprint_elements(len(self), self._sample)
