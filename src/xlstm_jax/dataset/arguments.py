@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["exact_number", "flag", "integer", "mapping", "one_of", "seconds"]
+__all__ = ["exact_number", "flag", "integer", "mapping", "one_each", "one_of", "seconds"]
 
 
 def exact_number(value: Any) -> Fraction | None:
@@ -76,6 +76,20 @@ def mapping(name: str, value: Any) -> Mapping[Any, Any]:
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} must be a mapping, got {value!r}.")
     return value
+
+
+def one_each(name: str, given: Any, datasets: int) -> list[Any]:
+    """What was given for each of so many datasets.
+
+    Raises:
+        TypeError: It is no list.
+        ValueError: It has another number of entries.
+    """
+    if not hasattr(given, "__len__") or isinstance(given, (str, bytes, Mapping)):
+        raise TypeError(f"{name} must be a list with one entry for each dataset, got {given!r}.")
+    if len(given) != datasets:
+        raise ValueError(f"{name} has {len(given)} entries for {datasets} datasets; pass one for each.")
+    return list(given)
 
 
 def one_of(name: str, value: Any, known: Sequence[Any]) -> None:

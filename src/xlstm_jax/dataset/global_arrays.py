@@ -30,6 +30,25 @@ class BatchSharding:
     host_index: int
     host_count: int
 
+    @classmethod
+    def of(cls, mesh: Mesh | None, spec: PartitionSpec | None, host_index: int, host_count: int) -> Self:
+        """The sharding that the arguments of a loader ask for; by default all axes of the mesh cut the rows.
+
+        Raises:
+            ValueError: There is no mesh to cut, or it cannot be cut so.
+            TypeError: An argument is of the wrong type.
+        """
+        if mesh is None:
+            if spec is not None:
+                raise ValueError(f"batch_partition_spec={spec} says how a mesh cuts a batch; pass global_mesh as well.")
+            return cls(mesh, PartitionSpec(), host_index, host_count)
+        if not isinstance(mesh, Mesh):
+            raise TypeError(f"global_mesh must be a jax.sharding.Mesh, or None for NumPy arrays; got {mesh!r}.")
+        spec = PartitionSpec(tuple(mesh.axis_names)) if spec is None else spec
+        if not isinstance(spec, PartitionSpec):
+            raise TypeError(f"batch_partition_spec must be a jax.sharding.PartitionSpec, got {spec!r}.")
+        return cls(mesh, spec, host_index, host_count)
+
     def __post_init__(self) -> None:
         """Refuse a cut that the mesh cannot make."""
         if self.host_count > self._processes > 1:
@@ -186,8 +205,8 @@ def dataloading_host(global_mesh: Mesh, batch_partition_spec: PartitionSpec | No
         >>> dataloading_host(mesh, PartitionSpec("data"))
         DataloadingHost(dataloading_host_index=0, dataloading_host_count=1)
     """
-    spec = PartitionSpec(tuple(global_mesh.axis_names)) if batch_partition_spec is None else batch_partition_spec
-    parts = BatchSharding(global_mesh, spec, 0, 1).row_parts
+    sharding = BatchSharding.of(global_mesh, batch_partition_spec, 0, 1)
+    spec, parts = sharding.spec, sharding.row_parts
     needed: dict[int, set[int]] = {}
     row_spec = NamedSharding(global_mesh, PartitionSpec(*spec[:1]))
     for device, index in row_spec.devices_indices_map((parts,)).items():

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import grain
 from jax.sharding import Mesh, PartitionSpec
 
-from xlstm_jax.dataset.arguments import flag, integer, one_of
+from xlstm_jax.dataset.arguments import flag, integer, one_each, one_of
 from xlstm_jax.dataset.assembly import Shift
 from xlstm_jax.dataset.batch import LLMBatch, batch_fields
 from xlstm_jax.dataset.config import DEFAULT_NAME, DatasetConfig, named_apart
@@ -18,7 +18,6 @@ from xlstm_jax.dataset.feed import Feed, RowFeed
 from xlstm_jax.dataset.foreign import ForeignFeed
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.grain_dataset import LLMDataset
-from xlstm_jax.dataset.mixing import integer_weights
 from xlstm_jax.dataset.mixture import Mixture
 from xlstm_jax.dataset.multihost_dataloading import MultiHostDataLoadIterator
 from xlstm_jax.dataset.order import shard_bounds
@@ -250,21 +249,17 @@ def make_grain_multihost_iterator(
         TypeError: An argument is of the wrong type.
     """
     datasets = _checked_datasets(grain_datasets)
-    lengths = _one_each("dataset_lengths", dataset_lengths, datasets)
+    lengths = one_each("dataset_lengths", dataset_lengths, len(datasets))
     lengths = [integer(f"dataset_lengths[{place}]", length, 1) for place, length in enumerate(lengths)]
-    weights = _one_each(
-        "dataset_weights", [1] * len(datasets) if dataset_weights is None else dataset_weights, datasets
-    )
-    integer_weights(weights)  # It refuses what cannot be mixed, also where Grain does the mixing.
     hosts = integer("dataloading_host_count", dataloading_host_count, 1)
     workers = integer("worker_count", worker_count, 0)
     prefetch = integer("worker_buffer_size", worker_buffer_size, 0)
     in_threads = flag("use_thread_prefetch", use_thread_prefetch)
     configs = named_apart([dataset.config for dataset in datasets if isinstance(dataset, LLMDataset)])
     ours = len(configs) == len(datasets)
-    sharding = BatchSharding(
-        global_mesh, _partition_spec(global_mesh, batch_partition_spec), configs[0].host_index if ours else 0, hosts
-    )
+    names = [config.name for config in configs] if ours else [f"dataset_{place}" for place in range(len(datasets))]
+    shares = Mixture.of(names, dataset_weights, mixture)
+    sharding = BatchSharding.of(global_mesh, batch_partition_spec, configs[0].host_index if ours else 0, hosts)
     timeline = Timeline.of(
         integer("global_batch_size", global_batch_size, 1),
         configs[0].row_length if ours else None,
@@ -281,9 +276,8 @@ def make_grain_multihost_iterator(
     feed: Feed
     if ours:
         _check_rows(configs, sharding, timeline, batch_fields(batch_class))
-        names = [config.name for config in configs]
         feed = RowFeed(
-            Run(datasets=configs, mixture=Mixture.of(names, dataset_weights, mixture), timeline=timeline),
+            Run(datasets=configs, mixture=shares, timeline=timeline),
             sharding,
             documents=lengths,
             drop_remainder=flag("drop_remainder", drop_remainder),
@@ -294,7 +288,7 @@ def make_grain_multihost_iterator(
     else:
         feed = ForeignFeed(
             datasets,
-            weights,
+            list(shares.weights.values()),
             timeline=timeline,
             sharding=sharding,
             dataset_lengths=lengths,
@@ -421,28 +415,6 @@ def _checked_datasets(datasets: Any) -> list[grain.IterDataset[Any]]:
     if not datasets:
         raise ValueError("grain_datasets is empty; pass at least one dataset.")
     return list(datasets)
-
-
-def _one_each(parameter: str, given: Any, datasets: Sequence[Any]) -> list[Any]:
-    if not hasattr(given, "__len__") or isinstance(given, (str, bytes, Mapping)):
-        raise TypeError(f"{parameter} must be a list with one entry for each dataset, got {given!r}.")
-    if len(given) != len(datasets):
-        raise ValueError(f"{parameter} has {len(given)} entries for {len(datasets)} datasets; pass one for each.")
-    return list(given)
-
-
-def _partition_spec(mesh: Any, spec: Any) -> PartitionSpec:
-    if mesh is None:
-        if spec is not None:
-            raise ValueError(f"batch_partition_spec={spec} says how a mesh cuts a batch; pass global_mesh as well.")
-        return PartitionSpec()
-    if not isinstance(mesh, Mesh):
-        raise TypeError(f"global_mesh must be a jax.sharding.Mesh, or None for NumPy arrays; got {mesh!r}.")
-    if spec is None:
-        return PartitionSpec(tuple(mesh.axis_names))
-    if not isinstance(spec, PartitionSpec):
-        raise TypeError(f"batch_partition_spec must be a jax.sharding.PartitionSpec, got {spec!r}.")
-    return spec
 
 
 def _check_rows(

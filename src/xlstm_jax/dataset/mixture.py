@@ -8,7 +8,7 @@ from fractions import Fraction
 from os import PathLike
 from typing import Any, Literal, get_args
 
-from xlstm_jax.dataset.arguments import exact_number
+from xlstm_jax.dataset.arguments import exact_number, one_each
 from xlstm_jax.dataset.config_file import read_config
 from xlstm_jax.dataset.mixing import integer_weights
 from xlstm_jax.dataset.schedule import Point, Schedule
@@ -87,6 +87,7 @@ class Mixture:
         """
         if mixture is None:
             weights = [1] * len(names) if dataset_weights is None else dataset_weights
+            integer_weights(one_each("dataset_weights", weights, len(names)))  # Only in files, numbers may be text.
             return cls(weights=dict(zip(names, weights, strict=True)))
         if dataset_weights is not None:
             raise ValueError("dataset_weights and mixture both name weights; pass one of them.")
