@@ -3,14 +3,16 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
-from loading import draw, make_documents, one_device_mesh
+from loading import FIELDS, assert_same, draw, make_documents, one_device_mesh
 from xlstm_jax.cli import main
 from xlstm_jax.dataset import (
     LLMIndexedBatch,
     make_grain_llm_dataset,
     make_grain_multihost_iterator,
+    make_iterator_from_file,
     open_source,
     write_token_store,
 )
@@ -58,29 +60,9 @@ def write(folder, config, name="run.json"):
     return path
 
 
-def run(folder, config):
-    """The loader that the configuration describes."""
-    epochs = config.get("epochs", {})
-    loader_options = ("mixture", "dataset_weights", "batch_rampup_factors", "batch_schedule", "row_length_schedule")
-    sources = {name: open_source(str(folder / name)) for name in SPANS}
-    datasets = [
-        make_grain_llm_dataset(
-            0, 1, source, 8, 16, True, 0, epochs.get(name, config.get("num_epochs")), grain_packing=True,
-            grain_packing_bin_count=4, num_shards=1, name=name,
-        )
-        for name, source in sources.items()
-    ]  # fmt: skip
-    return make_grain_multihost_iterator(
-        datasets,
-        [len(source) for source in sources.values()],
-        one_device_mesh(),
-        8,
-        1,
-        drop_remainder=config.get("drop_remainder", True),
-        batch_class=LLMIndexedBatch,
-        worker_buffer_size=0,
-        **{key: config[key] for key in loader_options if key in config},
-    )
+def run(path):
+    """The loader of the very file that was planned."""
+    return make_iterator_from_file(path, one_device_mesh(), batch_class=LLMIndexedBatch, worker_buffer_size=0)
 
 
 def counted(batches, name):
@@ -95,15 +77,16 @@ def counted(batches, name):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("kind", RUNS)
 def test_the_numbers_of_a_plan_are_those_of_the_run(stores, kind, schedule):
-    config = RUNS[kind] | SCHEDULES[schedule]
-    file = read_run_file(write(stores, config))
+    path = write(stores, RUNS[kind] | SCHEDULES[schedule])
+    file = read_run_file(path)
     plan = make_plan(file.run, file.steps, drop_remainder=file.drop_remainder)
-    with run(stores, config) as loader:
-        batches = draw(loader, config.get("steps", 10_000))
+    with run(path) as loader:
+        batches = draw(loader, file.steps or 10_000)
         assert plan.end == (len(batches), sum(map(len_of, batches)), sum(b["inputs"].size for b in batches))
         assert plan.tokens == sum(int((b["inputs_segmentation"] > 0).sum()) for b in batches)
         assert plan.padding == pytest.approx(1 - plan.tokens / plan.end.tokens)
         shapes = [b["inputs"].shape for b in batches]
+        assert [loader.batch_shape(step) for step in range(len(batches))] == shapes
         changes = [step for step, shape in enumerate(shapes) if not step or shape != shapes[step - 1]]
         assert plan.shapes == tuple((step, *shapes[step]) for step in changes)
         assert {name: dataset.epochs for name, dataset in plan.datasets.items()} == loader.epochs_seen
@@ -244,8 +227,21 @@ def test_a_plan_is_printed_drawn_and_given_as_json(stores, capsys):
             r"never end; name the steps of the run, or num_epochs of \['web'\]",
         ),
         ({"steps": 0}, "steps must be"),
-        ({"steps": 5, "global_batch_size": "8"}, "global_batch_size must be"),
+        ({"steps": 5, "global_batch_size": "eight"}, "global_batch_size must be"),
         ({"steps": 5, "datasets": [{"name": "web"}]}, "A dataset has a name and a path"),
+        ({"steps": 5, "datasets": ["web"]}, "A dataset has a name and a path"),
+        ({"steps": 5, "datasets": {"web": "web"}}, "datasets must be a list of at least one dataset"),
+        ({"steps": 5, "dataset_weights": [1, 2]}, "dataset_weights must be a list of 3 weights"),
+        ({"steps": 5, "dataset_weights": [1, 2, "much"]}, "The weight of 'mail' must be a number, got 'much'"),
+        ({"steps": 5, "drop_remainder": "false"}, "drop_remainder must be True or False, got 'false'"),
+        ({"steps": 5, "shuffle": "no"}, "shuffle must be True or False, got 'no'"),
+        ({"steps": 5, "mixture": 5}, "A mixture has weights"),
+        ({"steps": 5, "batch_schedule": [5]}, "batch_schedule must be"),
+        ({"steps": 5, "batch_schedule": {"changes": [5]}}, "batch_schedule must be"),
+        ({"steps": 5, "batch_schedule": {"linear": 5}}, "batch_schedule must be"),
+        ({"steps": 5, "batch_rampup_factors": [5]}, "batch_rampup_factors must be"),
+        ({"steps": 5, "row_length_schedule": 5}, "row_length_schedule must be"),
+        ({"steps": 5, "row_length_schedule": {"changes": [5]}}, "row_length_schedule must be"),
         ({"steps": 5, "mixture": {"weights": {"web": 1}}}, "give each a weight in some stage"),
     ],
 )
@@ -265,3 +261,57 @@ def test_a_dataset_of_weight_0_need_not_end_for_a_plan_to_end(stores):
 def test_a_plan_of_no_steps_is_refused(stores, steps, capsys):
     assert main(["plan", str(write(stores, {"steps": 5})), "--steps", steps]) == 1
     assert f"steps must be an integer of at least 1, got {steps}" in capsys.readouterr().err
+
+
+# --- A loader from the file that was planned -----------------------------------------------------------------------
+
+
+def test_numbers_of_a_file_may_be_written_as_yaml_does_not_know_them(stores):
+    (stores / "run.yaml").write_text("""
+        steps: 2e1
+        global_batch_size: 8
+        max_target_length: 16
+        batch_rampup_factors: {1e1: 5e-1}
+        dataset_weights: [1, 1e-6, 1]
+        datasets: [{name: web, path: web}, {name: code, path: code}, {name: mail, path: mail}]
+    """)
+    file = read_run_file(stores / "run.yaml")
+    assert file.steps == 20
+    assert file.timeline.moment(12).rows == 88
+    assert file.run.weights(0, 16) == (10**6, 1, 10**6)
+
+
+def test_a_loader_from_a_file_is_that_of_the_documented_functions(stores):
+    """The end token is that of the store; what a dataset does not say it takes from the level above."""
+    assert main(["prepare", str(stores / "web"), "--output", str(stores / "ended"), "--eod-token", "7"]) == 0
+    config = {"shift_target": False, "data_shuffle_seed": 3,
+              "datasets": [{"name": "a", "path": "ended"},
+                           {"name": "b", "path": "ended", "eod_token_id": 8}]}  # fmt: skip
+    with run(write(stores, config)) as loader:
+        from_file = draw(loader, 4)
+    source = open_source(str(stores / "ended"))
+    datasets = [
+        make_grain_llm_dataset(
+            0, 1, source, 8, 16, shuffle=True, data_shuffle_seed=3, grain_packing=True, grain_packing_bin_count=4,
+            shift_target=False, eod_token_id=token, num_shards=1, name=name,
+        )
+        for name, token in (("a", 7), ("b", 8))
+    ]  # fmt: skip
+    options = {"batch_class": LLMIndexedBatch, "worker_buffer_size": 0}
+    with make_grain_multihost_iterator(datasets, [len(source)] * 2, one_device_mesh(), 8, 1, **options) as loader:
+        assert_same(from_file, draw(loader, 4))
+
+
+def test_a_loader_from_a_file_is_that_of_any_host(stores):
+    path = write(stores, {"batch_rampup_factors": {2: 2}})
+    hosts = []
+    for host in range(2):
+        which = {"dataloading_host_index": host, "dataloading_host_count": 2}
+        with make_iterator_from_file(path, None, batch_class=LLMIndexedBatch, **which) as loader:
+            hosts.append(draw(loader, 4))
+    with run(path) as loader:
+        assert_same([{name: np.concatenate([b[name] for b in batch]) for name in FIELDS}
+                     for batch in zip(*hosts, strict=True)], draw(loader, 4))  # fmt: skip
+    for incomplete in ({}, {"dataloading_host_index": 0}):
+        with pytest.raises(ValueError, match="Pass both dataloading_host_index and dataloading_host_count"):
+            make_iterator_from_file(path, None, **incomplete)

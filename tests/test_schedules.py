@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loading import Job, draw, make_documents
 from xlstm_jax.dataset.ramp_up import BatchSchedule
 from xlstm_jax.dataset.row_lengths import RowLengthSchedule
 from xlstm_jax.dataset.schedule import BEGIN, Moment, Point
@@ -122,6 +123,35 @@ def test_places_and_whole_batches_are_what_counting_gives(batches, lengths, step
     assert timeline.whole_batches(rows, start) == whole
     from_segments = [shape for _, *shape, steps in timeline.segments() for _ in range(400 if steps is None else steps)]
     assert [tuple(shape) for shape in from_segments[:400]] == every
+
+
+def test_a_loader_knows_the_rows_and_tokens_of_every_step_in_advance():
+    job = Job({"a": make_documents(0, 90, 40)}, batch=4, factors={2: 2, 5: 3},
+              schedules={"row_length_schedule": {3: 32, 7: 8}})  # fmt: skip
+    with job.loader() as loader:
+        foreseen = [loader.before_step(step) for step in range(12)]
+        shapes = [loader.batch_shape(step) for step in range(12)]
+        passed = BEGIN
+        for step, batch in enumerate(draw(loader, 12)):
+            assert (foreseen[step], shapes[step]) == (passed, batch["inputs"].shape)
+            passed = passed.after(1, *batch["inputs"].shape)
+        assert [loader.before_step(step) for step in range(12)] == foreseen
+
+
+def test_steps_behind_a_restart_are_counted_from_what_the_run_had_before_it():
+    documents = {"a": make_documents(0, 90, 40)}
+    with Job(documents, batch=4, factors={2: 2}).loader() as loader:
+        draw(loader, 4)
+        state = loader.get_state()
+    with Job(documents, batch=4, factors={2: 2}).loader() as loader:
+        loader.set_state(state)
+        assert loader.before_step(3) == Moment(3, 16, 256)
+    with Job(documents, batch=10).loader() as loader:
+        loader.set_state(state)
+        draw(loader, 1)
+        assert [loader.before_step(step) for step in (4, 6)] == [Moment(4, 24, 384), Moment(6, 44, 704)]
+        with pytest.raises(ValueError, match="Step 3 lies before step 4, from which this loader goes on; batches"):
+            loader.before_step(3)
 
 
 # --- What is refused ---------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from xlstm_jax.dataset.ramp_up import BatchSchedule
     from xlstm_jax.dataset.replicas import check_replicas
     from xlstm_jax.dataset.row_lengths import RowLengthSchedule
+    from xlstm_jax.dataset.run_file import make_iterator_from_file
+    from xlstm_jax.dataset.schedule import Moment
     from xlstm_jax.dataset.sources import (
         ArrayRecordSource,
         HuggingFaceSource,
@@ -50,6 +52,7 @@ __all__ = [
     "LLMIndexedBatch",
     "MemorySource",
     "Mixture",
+    "Moment",
     "MultiHostDataLoadIterator",
     "ParquetSource",
     "PlannedSource",
@@ -71,6 +74,7 @@ __all__ = [
     "make_grain_llm_dataset",
     "make_grain_llm_iterator",
     "make_grain_multihost_iterator",
+    "make_iterator_from_file",
     "open_source",
     "shard_grain_dataset",
     "write_token_store",
@@ -82,6 +86,7 @@ _MODULES = {
     "LLMDataset": "grain_dataset",
     "LLMIndexedBatch": "batch",
     "Mixture": "mixture",
+    "Moment": "schedule",
     "MultiHostDataLoadIterator": "multihost_dataloading",
     "PositionError": "position",
     "PositionHandler": "checkpoint",
@@ -96,6 +101,7 @@ _MODULES = {
     "make_grain_llm_dataset": "grain_iterator",
     "make_grain_llm_iterator": "grain_iterator",
     "make_grain_multihost_iterator": "grain_iterator",
+    "make_iterator_from_file": "run_file",
     "shard_grain_dataset": "grain_iterator",
 }
 """Name → module; the rest are sources."""

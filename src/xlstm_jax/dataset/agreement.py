@@ -6,7 +6,8 @@ thread could not keep).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
+from xlstm_jax.dataset.places import BatchPlan, Planner
 from xlstm_jax.dataset.position import Position, cursor_from_json, cursor_to_json
 from xlstm_jax.dataset.stages import stage
 
@@ -31,6 +33,25 @@ class EndOfData:
         self._every = every
         self._left = 0
         self._last = False
+
+    def plans(
+        self, planner: Planner, has_rows: Callable[[BatchPlan], bool]
+    ) -> Iterator[tuple[BatchPlan, Sequence[bool]]]:
+        """Plans without end, each with what `has_batch` needs to know; no collective, for the thread that plans."""
+        plans: deque[BatchPlan] = deque()
+        failed: Exception | None = None
+        while True:
+            while len(plans) < self._every and failed is None:
+                try:
+                    plans.append(planner.next_batch())
+                except Exception as error:  # noqa: BLE001 - raised below, behind the batches before it
+                    failed = error
+            if not plans:
+                assert failed is not None, "only an error ends the plans"
+                raise failed
+            # Where planning failed there would have been rows.
+            ahead = [*map(has_rows, plans), *[True] * (self._every - len(plans))]
+            yield plans.popleft(), ahead
 
     def has_batch(self, ahead: Sequence[bool]) -> bool:
         """Whether there is a next batch on any process.

@@ -1,13 +1,19 @@
 """Checks of single arguments: an error says what was got and what would work."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-__all__ = ["exact_number", "flag", "integer", "mapping", "one_each", "one_of", "seconds"]
+__all__ = ["are_records", "exact_number", "flag", "integer", "mapping", "one_each", "one_of", "seconds"]
+
+
+def are_records(value: Any, keys: Collection[str]) -> bool:
+    """Whether a value, as a configuration file holds it, is a list of mappings with exactly these keys."""
+    every = value if isinstance(value, (list, tuple)) else [None]
+    return all(isinstance(entry, Mapping) and set(entry) == set(keys) for entry in every)
 
 
 def exact_number(value: Any) -> Fraction | None:

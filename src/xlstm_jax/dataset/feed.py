@@ -4,7 +4,6 @@ A feed plans batches in order, builds each in whatever thread is free, and keeps
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -23,7 +22,7 @@ from xlstm_jax.dataset.position import Position
 from xlstm_jax.dataset.progress import Progress
 from xlstm_jax.dataset.resume import resume
 from xlstm_jax.dataset.run import Run
-from xlstm_jax.dataset.schedule import BEGIN
+from xlstm_jax.dataset.schedule import BEGIN, Moment
 from xlstm_jax.dataset.stages import stage
 from xlstm_jax.dataset.workers import Readers
 
@@ -88,6 +87,9 @@ class Feed(Protocol):
 
     def contents(self, step: int) -> BatchContents:
         """What stands in the batch of a step; see `batch_contents`."""
+
+    def before_step(self, step: int) -> Moment:
+        """Where the run stands before a step, if it keeps to its schedules."""
 
     def close(self) -> None:
         """End worker processes."""
@@ -160,7 +162,7 @@ class RowFeed:
         """See `Feed.tasks`."""
         planner = self._run.plan_from(self._progress.position, self._lanes, self._readers, one_epoch=self._one_epoch)
         self._end = EndOfData(AGREE_EVERY) if self._spread and self._ends else None
-        plans = _plans(planner, self._has_rows) if self._end is None else _plans_on_all(planner, self._has_rows)
+        plans = _plans(planner, self._has_rows) if self._end is None else self._end.plans(planner, self._has_rows)
         return (partial(_build, plan, ahead, self._sharding, self._run, self._buffers) for plan, ahead in plans)
 
     def _has_rows(self, plan: BatchPlan) -> bool:
@@ -248,6 +250,10 @@ class RowFeed:
         known = [self._begun_at, self._progress.position]
         return batch_contents(self._run, step, known, drop_remainder=self._drop_remainder, one_epoch=self._one_epoch)
 
+    def before_step(self, step: int) -> Moment:
+        """See `Feed.before_step`."""
+        return self._run.timeline.moment(step, self._begun_at.moment)
+
     def close(self) -> None:
         """See `Feed.close`."""
         self._readers.close()
@@ -272,26 +278,6 @@ def _plans(planner: Planner, has_rows: Callable[[BatchPlan], bool]) -> Iterator[
     """Plans, until the data ends."""
     while has_rows(plan := planner.next_batch()):
         yield plan, ()
-
-
-def _plans_on_all(
-    planner: Planner, has_rows: Callable[[BatchPlan], bool]
-) -> Iterator[tuple[BatchPlan, Sequence[bool]]]:
-    """Plans without end, each with which of the next `AGREE_EVERY`, itself the first, have rows in this process."""
-    plans: deque[BatchPlan] = deque()
-    failed: Exception | None = None
-    while True:
-        while len(plans) < AGREE_EVERY and failed is None:
-            try:
-                plans.append(planner.next_batch())
-            except Exception as error:  # noqa: BLE001 - raised below, behind the batches before it
-                failed = error
-        if not plans:
-            assert failed is not None, "only an error ends the plans"
-            raise failed
-        # Where planning failed there would have been rows.
-        ahead = [*map(has_rows, plans), *[True] * (AGREE_EVERY - len(plans))]
-        yield plans.popleft(), ahead
 
 
 def _build(

@@ -23,6 +23,7 @@ from xlstm_jax.dataset.contents import BatchContents
 from xlstm_jax.dataset.feed import HostBatch
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.position import PositionError
+from xlstm_jax.dataset.schedule import Moment
 from xlstm_jax.dataset.stages import stage
 from xlstm_jax.dataset.timeline import Timeline
 from xlstm_jax.dataset.transforms import as_int32
@@ -180,6 +181,13 @@ class ForeignFeed:
         raise ValueError(
             f"What stands in step {step} is not known of foreign Grain datasets; it is of those that "
             "make_grain_llm_dataset made."
+        )
+
+    def before_step(self, step: int) -> Moment:
+        """See `Feed.before_step`; how many tokens elements hold is not known."""
+        raise ValueError(
+            f"The tokens before step {step} are unknown: only rows that make_grain_llm_dataset made have a length that "
+            "is known before they are read."
         )
 
     def close(self) -> None:

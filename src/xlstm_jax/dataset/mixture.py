@@ -8,7 +8,7 @@ from fractions import Fraction
 from os import PathLike
 from typing import Any, Literal, get_args
 
-from xlstm_jax.dataset.arguments import exact_number, one_each
+from xlstm_jax.dataset.arguments import are_records, exact_number, one_each
 from xlstm_jax.dataset.config_file import read_config
 from xlstm_jax.dataset.mixing import integer_weights
 from xlstm_jax.dataset.schedule import Point, Schedule
@@ -103,7 +103,7 @@ class Mixture:
         fields = dict(config) if isinstance(config, Mapping) else {}
         stages = fields.pop("stages", ())
         wrong = set(fields) - {"weights", "unit", "when_one_ends", "revision"}
-        if wrong or "weights" not in fields or not all(map(_is_stage, stages)):
+        if wrong or "weights" not in fields or not are_records(stages, {"at", "weights"}):
             raise ValueError(
                 "A mixture has weights, and may have stages (each with at and weights), unit, when_one_ends and "
                 f"revision; got {config!r}."
@@ -155,7 +155,3 @@ def _weight(name: str, weight: Any) -> float | Fraction:
     if exact is None:
         raise TypeError(f"The weight of {name!r} must be a number, got {weight!r}.")
     return exact
-
-
-def _is_stage(entry: Any) -> bool:
-    return isinstance(entry, Mapping) and set(entry) == {"at", "weights"}

@@ -9,11 +9,13 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+from xlstm_jax.dataset.arguments import integer
 from xlstm_jax.dataset.batch import batch_fields
 from xlstm_jax.dataset.contents import BatchContents
 from xlstm_jax.dataset.feed import Feed, HostBatch
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.prefetch import OnDemand, Prefetcher
+from xlstm_jax.dataset.schedule import Moment
 from xlstm_jax.dataset.stages import Board, no_end_within, stage
 from xlstm_jax.dataset.threads import start_thread
 from xlstm_jax.dataset.watchdog import Watchdog
@@ -144,6 +146,25 @@ class MultiHostDataLoadIterator:
                 batch sizes, row lengths, weights or datasets then.
         """
         return self._feed.contents(step)
+
+    def before_step(self, step: int) -> Moment:
+        """How many steps, rows and tokens a run has behind it before step `step`, known in advance.
+
+        Tokens are positions, those of padding among them: `before_step(n + 1).tokens - before_step(n).tokens` are those
+        of the batch of step n. Steps count from 0 over the whole run, as `get_state()["step"]` does; after `set_state`
+        the batches that the run had before are counted as they were. Whether the data lasts until then is not asked.
+
+        Raises:
+            ValueError: The step lies before the position that was resumed from, in batches of other shapes than this
+                loader's; or other Grain datasets are loaded, whose rows have no known length.
+        """
+        return self._feed.before_step(integer("step", step, 0))
+
+    def batch_shape(self, step: int) -> tuple[int, int]:
+        """(rows, positions) of the global batch of step `step`, known in advance; errors as of `before_step`."""
+        before, behind = self.before_step(step), self.before_step(step + 1)
+        rows = behind.rows - before.rows
+        return rows, (behind.tokens - before.tokens) // rows
 
     def close(self) -> None:
         """End all threads and processes, whatever they are doing; idempotent."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xlstm_jax.dataset.arguments import exact_number, mapping
+from xlstm_jax.dataset.arguments import are_records, exact_number, mapping
 from xlstm_jax.dataset.schedule import Point, Schedule, whole_number
 
 __all__ = ["BatchSchedule"]
@@ -111,9 +111,10 @@ class BatchSchedule:
             ValueError: It is neither of these.
         """
         mapping("batch_schedule", config)
-        if set(config) == {"linear"} and set(config["linear"]) == {"start", "increment", "samples"}:
+        linear, changes = config.get("linear"), config.get("changes")
+        if len(config) == 1 and are_records([linear], {"start", "increment", "samples"}):
             return cls.linear(**{k: _whole(v) for k, v in config["linear"].items()}, final=global_batch_size)
-        if set(config) == {"changes"} and all(set(change) == {"at", "size"} for change in config["changes"]):
+        if len(config) == 1 and are_records(changes, {"at", "size"}):
             return cls.from_sizes(global_batch_size, [(c["at"], c["size"]) for c in config["changes"]])
         raise ValueError(
             'batch_schedule must be {"linear": {"start", "increment", "samples"}} or {"changes": [{"at", "size"}, …]}; '
@@ -129,10 +130,7 @@ def _whole(value: Any) -> int:
 
 
 def _step(key: int | str) -> int:
-    try:
-        step = int(key) if isinstance(key, (int, str)) and not isinstance(key, bool) else None
-    except ValueError:
-        step = None
+    step = whole_number(key)
     if step is None or step < 0:
         raise ValueError(f"A boundary of batch_rampup_factors is a step, 0 or more; got {key!r}.")
     return step

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xlstm_jax.dataset.arguments import flag, mapping
+from xlstm_jax.dataset.arguments import are_records, flag, mapping
 from xlstm_jax.dataset.schedule import Point, Schedule, whole_number
 
 __all__ = ["RowLengthSchedule"]
@@ -58,7 +58,7 @@ class RowLengthSchedule:
         if "changes" not in mapping("row_length_schedule", config):
             return cls.of(max_target_length, config)
         known = set(config) <= {"changes", "constant_tokens"}
-        if not known or not all(set(change) == {"at", "length"} for change in config["changes"]):
+        if not known or not are_records(config["changes"], {"at", "length"}):
             raise ValueError(
                 'row_length_schedule must be {"changes": [{"at", "length"}, …], "constant_tokens"} or a mapping of '
                 f"step to length; got {config!r}."

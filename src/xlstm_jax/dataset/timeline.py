@@ -109,11 +109,22 @@ class Timeline:
                 return
             moment = moment.after(steps, size, length)
 
-    def moment(self, step: int) -> Moment:
-        """Rows and tokens of all batches before a step of a run that keeps to this timeline."""
-        for start, size, length, steps in self.segments():
-            if steps is None or step <= start.step + steps:
-                return start.after(step - start.step, size, length)
+    def moment(self, step: int, start: Moment = BEGIN) -> Moment:
+        """Rows and tokens of all batches before a step of a run that keeps to this timeline from `start` on.
+
+        Raises:
+            ValueError: The step lies before `start`, and a run that always kept to this timeline never is there.
+        """
+        if step < start.step:
+            if self.moment(start.step) != start:
+                raise ValueError(
+                    f"Step {step} lies before step {start.step}, from which this loader goes on; batches before that "
+                    "had other shapes than its schedules say."
+                )
+            start = BEGIN
+        for begin, size, length, steps in self.segments(start):
+            if steps is None or step <= begin.step + steps:
+                return begin.after(step - begin.step, size, length)
         raise AssertionError("the last segment has no end")
 
     def whole_batches(self, rows: int, start: Moment = BEGIN) -> int:
