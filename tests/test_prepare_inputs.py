@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pyarrow import feather
 
 from preparing import Bench, content_of, interrupt_after, make_texts, write_array_record, write_jsonl
-from xlstm_jax.dataset.sources import TokenStore, write_token_store
+from xlstm_jax.dataset.sources import TokenStore, open_source, write_token_store
 from xlstm_jax.prepare import PrepareError, prepare, read_manifest
 
 TEXTS = make_texts(150)
@@ -179,17 +179,88 @@ def test_text_in_a_column_of_bytes_is_text(bench):
     assert bench.texts_of(bench.prepare(bench.folder / "a.parquet")) == TEXTS
 
 
-def test_an_output_folder_within_the_input_is_no_input(bench, corpus_folder):
-    output = corpus_folder / "store"
-    config = bench.config(corpus_folder, output=output)
+def by_a_link(corpus_folder):
+    """A folder beside that holds the output by another name, within a folder that a link in the input leads to."""
+    (corpus_folder.parent / "deep" / "texts").mkdir(parents=True)
+    (corpus_folder / "link").symlink_to(corpus_folder.parent / "deep")
+    return corpus_folder.parent / "deep" / "store"
+
+
+@pytest.mark.parametrize(
+    ("output", "named"),
+    [
+        (lambda corpus: corpus / "store", ["."]),
+        (lambda corpus: corpus / "store", ["*"]),
+        (lambda corpus: corpus / "deep" / "store", ["**/*.jsonl"]),
+        (lambda corpus: corpus / "deep" / "store", ["a.jsonl", "d*"]),
+        (by_a_link, ["."]),
+        (lambda corpus: corpus, ["."]),
+        (lambda corpus: corpus, ["a.jsonl"]),
+    ],
+)
+def test_an_output_folder_within_the_input_is_refused(bench, corpus_folder, output, named):
+    """Another store beside it, or its own files after an interruption, would be taken for input."""
+    inputs = [corpus_folder / name for name in named]
+    with pytest.raises(PrepareError, match=r"(lies in|is among what) .*name (one outside|another output folder)"):
+        bench.prepare(*inputs, output=output(corpus_folder))
+
+
+@pytest.mark.parametrize("named", [".", "*", "**/*.jsonl"])
+def test_an_output_folder_within_the_input_by_another_name_is_refused(bench, corpus_folder, named):
+    seen = bench.folder / "seen"
+    seen.symlink_to(corpus_folder)
+    with pytest.raises(PrepareError, match=r"(lies in|is among what) .*name one outside"):
+        bench.prepare(seen / named, output=corpus_folder / "deep" / "store")
+
+
+def test_an_output_folder_beside_the_files_of_a_pattern_is_none_of_them(bench, corpus_folder):
+    config = bench.config(corpus_folder / "*.jsonl", output=corpus_folder / "store")
     with pytest.raises(KeyboardInterrupt):
         prepare(config, watch=interrupt_after(10))
-    assert list(output.glob("shard-*.idx"))
     prepare(config)
-    assert bench.texts_of(output) == TEXTS
-    assert prepare(config) == read_manifest(output)
-    with pytest.raises(PrepareError, match="lies in the output folder"):
-        bench.prepare(corpus_folder, output=corpus_folder)
+    assert bench.texts_of(config.output) == TEXTS
+    assert prepare(config) == read_manifest(config.output)
+
+
+def test_a_pattern_finds_hidden_files_only_where_it_asks_for_them(bench, corpus_folder):
+    for hidden in (".a.jsonl", "_b.jsonl", ".deep/c.jsonl"):
+        (corpus_folder / hidden).parent.mkdir(exist_ok=True)
+        write_jsonl(corpus_folder / hidden, ["hidden"])
+    for pattern in ("*", "*.jsonl", "**/*.jsonl", "[.a]*.jsonl"):
+        assert bench.texts_of(bench.prepare(corpus_folder / pattern)) == TEXTS
+    for pattern in (".a*", "_*.jsonl", ".deep/*"):
+        assert bench.texts_of(bench.prepare(corpus_folder / pattern)) == ["hidden"]
+
+
+def test_numbered_array_records_are_read_as_by_open_source(bench):
+    folder = bench.folder / "numbered"
+    folder.mkdir()
+    for number, texts in enumerate((TEXTS[:80], TEXTS[80:])):
+        write_array_record(folder / f"a.array_record-{number:05d}-of-00002", texts)
+    assert list(open_source(folder)) == TEXTS
+    assert bench.texts_of(bench.prepare(folder)) == TEXTS
+
+
+def test_files_that_are_no_data_are_named(bench, corpus_folder, caplog):
+    for name in ("README", "b.png", "c.csv", "d.pdf"):
+        (corpus_folder / name).write_text("?")
+    with caplog.at_level("INFO", "xlstm_jax"):
+        bench.prepare(corpus_folder)
+    (said,) = [record.getMessage() for record in caplog.records if "no data" in record.getMessage()]
+    assert said.startswith(f"{corpus_folder}/README, {corpus_folder}/b.png, {corpus_folder}/c.csv and 1 more file at ")
+
+
+def test_a_file_that_is_named_by_two_names_is_told_of(bench, corpus_folder, caplog):
+    (corpus_folder / "b.jsonl").symlink_to(corpus_folder / "a.jsonl")
+    assert bench.texts_of(bench.prepare(f"file://{corpus_folder}")) == TEXTS + TEXTS
+    assert "1 input files are named more than once; their documents repeat." in caplog.text
+
+
+def test_half_of_a_token_store_is_refused(bench, corpus_folder):
+    store = bench.prepare(corpus_folder)
+    (store / "shard-00001.bin").unlink()
+    with pytest.raises(PrepareError, match=r"is two files, .*shard-00001\.idx and .*shard-00001\.bin, and one of them"):
+        bench.prepare(store)
 
 
 @pytest.fixture

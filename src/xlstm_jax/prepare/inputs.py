@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,7 @@ from typing import Any
 from xlstm_jax.dataset.sources.manifest import MANIFEST, is_unfinished
 from xlstm_jax.prepare.config import AUTO, PrepareConfig
 from xlstm_jax.prepare.errors import PrepareError
-from xlstm_jax.prepare.storage import StoredFile, find, identity_of, is_url, open_file, public, store_pair
+from xlstm_jax.prepare.storage import StoredFile, find, find_one, identity_of, is_url, open_file, public, store_pair
 
 __all__ = ["InputFile", "list_inputs", "refuse_changed"]
 
@@ -33,6 +34,9 @@ _FORMATS = {
 }
 _COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 _COMPRESSIBLE = ("jsonl", "text")
+_NUMBERED = re.compile(r"^(\.array_?record)-\d+-of-\d+$")
+_NAMED = 3
+"""Files that a message names."""
 _DESCRIPTIONS = ("state.json", "dataset_info.json", "dataset_dict.json", MANIFEST)
 """Files that describe a dataset and hold none of it."""
 
@@ -47,6 +51,8 @@ class InputFile:
     size: int
     identity: str
     """Another value, another content."""
+    certain: bool = True
+    """Whether the identity says more than the size."""
 
 
 def list_inputs(config: PrepareConfig) -> list[InputFile]:
@@ -56,9 +62,11 @@ def list_inputs(config: PrepareConfig) -> list[InputFile]:
         PrepareError: An input does not exist, or it cannot be told how to read it.
     """
     files = [file for named in config.inputs for file in _files_of(named, config)]
-    paths = {file.path for file in files}
+    paths = {file.path if is_url(file.path) else os.path.realpath(file.path) for file in files}
     if len(paths) < len(files):
         LOGGER.warning("%d input files are named more than once; their documents repeat.", len(files) - len(paths))
+    if unsure := [file.path for file in files if not file.certain]:
+        LOGGER.warning("Only the size of %s is known; a change that leaves it as it is goes unnoticed.", _some(unsure))
     return files
 
 
@@ -81,10 +89,11 @@ def refuse_changed(path: str, data_format: str, identity: str, config: PrepareCo
 
 
 def _files_of(named: str, config: PrepareConfig) -> Iterator[InputFile]:
+    # The store of local files does the same, and knows nothing of the output.
+    named = named.removeprefix("file://")
     if not is_url(named):
         named = _checked_path(named, config)
-    found, single = find(named, config.storage_options)
-    found = [file for file in found if not Path(file.path).is_relative_to(config.output)]
+    found, single = find(named, config.storage_options, config.output)
     files = found if single else _as_described(found, config)
     names = {file.path for file in files}
     data = [file for file in files if _is_data(file.path, names, single, config)]
@@ -93,15 +102,21 @@ def _files_of(named: str, config: PrepareConfig) -> Iterator[InputFile]:
             f"None of the {len(files)} files at {public(named)} has a name that tells its format "
             f"({', '.join(sorted(_FORMATS))}); name it with --input-format."
         )
-    if len(data) < len(found):
-        LOGGER.info("%d files at %s are no data, and are left out.", len(found) - len(data), public(named))
+    if left_out := sorted({file.path for file in found} - {file.path for file in data}):
+        LOGGER.info("%s at %s: no data by their names, and left out.", _some(left_out), public(named))
     yield from (_input_file(file, config) for file in data)
+
+
+def _some(paths: list[str]) -> str:
+    """The first of these files, and how many more there are."""
+    more = len(paths) - _NAMED
+    return ", ".join(map(public, paths[:_NAMED])) + (f" and {more:,} more file{'s' * (more > 1)}" if more > 0 else "")
 
 
 def _checked_path(named: str, config: PrepareConfig) -> str:
     """A local path as it was named, or the index of a token store where it was the prefix of one."""
     path = Path(named).expanduser().absolute()
-    if path.is_relative_to(config.output):
+    if path.resolve().is_relative_to(config.output.resolve()):
         raise PrepareError(f"The input {named} lies in the output folder {config.output}; name another output folder.")
     if path.is_dir() and is_unfinished(path):
         raise PrepareError(f"{path} is an unfinished store; run its prepare command again, to the end.")
@@ -152,7 +167,8 @@ def _suffixes(path: str) -> tuple[str, str | None]:
     """The suffix that tells the format, and the compression."""
     name = PurePosixPath(path.partition("?")[0] if is_url(path) else path)
     compression = _COMPRESSIONS.get(name.suffix.lower())
-    return (name.with_suffix("") if compression else name).suffix.lower(), compression
+    suffix = (name.with_suffix("") if compression else name).suffix.lower()
+    return _NUMBERED.sub(r"\1", suffix), compression
 
 
 def _is_data(path: str, names: set[str], single: bool, config: PrepareConfig) -> bool:
@@ -172,7 +188,12 @@ def _input_file(file: StoredFile, config: PrepareConfig) -> InputFile:
     if compression and data_format not in _COMPRESSIBLE:
         raise PrepareError(f"{public(file.path)} is a compressed {data_format} file; only JSONL and text may be.")
     if data_format != "token_store":
-        return InputFile(file.path, data_format, compression, file.size, file.identity)
+        return InputFile(file.path, data_format, compression, file.size, file.identity, file.certain)
     # A token store goes by its index, and is both its files.
-    index, data = (find(half, config.storage_options)[0][0] for half in store_pair(file.path))
-    return InputFile(index.path, data_format, None, data.size, index.identity + data.identity)
+    try:
+        index, data = (find_one(half, config.storage_options) for half in store_pair(file.path))
+    except FileNotFoundError as error:
+        halves = " and ".join(map(public, store_pair(file.path)))
+        raise PrepareError(f"A token store is two files, {halves}, and one of them is missing.") from error
+    identity = index.identity + data.identity
+    return InputFile(index.path, data_format, None, data.size, identity, index.certain and data.certain)

@@ -5,7 +5,7 @@ import hashlib
 import io
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -19,6 +19,7 @@ __all__ = [
     "copy_file",
     "exists",
     "find",
+    "find_one",
     "identity_of",
     "is_url",
     "open_file",
@@ -29,7 +30,14 @@ __all__ = [
 
 _BUFFER_BYTES = 1 << 20
 _COPY_BYTES = 8 << 20
-_IDENTIFYING = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "created", "generation", "md5Hash")
+_HIDDEN = (".", "_")
+"""Begin the names of what is none of the data: state of tools, marks of finished jobs."""
+# What stores tell of a file, in small letters and without dashes; each store has a few of these.
+_OF_CONTENT = {"etag", "generation", "md5hash", "md5checksum", "contentmd5", "contenthash", "digest", "checksum", "crc"}
+_OF_CONTENT |= {"sha", "sha256", "hex", "blobid"}
+# Of when it was written, which lists and single answers of one store tell with other precision.
+_OF_TIME = {"mtime", "modified", "lastmodified", "servermodified", "modifiedtime", "modificationtime", "modify"}
+_OF_TIME |= {"updated"}
 
 _SIGNING = (
     "x-amz-",
@@ -54,6 +62,8 @@ class StoredFile(NamedTuple):
     """In bytes; 0 where the store does not tell."""
     identity: str
     """Hex digits of size and time of change (or what the store has instead): another value, another content."""
+    certain: bool = True
+    """Whether the identity says more than the size."""
 
 
 def is_url(path: str) -> bool:
@@ -159,19 +169,33 @@ def store_pair(path: str) -> tuple[str, str]:
     return f"{prefix}.idx", f"{prefix}.bin"
 
 
-def find(named: str, options: Mapping[str, Any]) -> tuple[list[StoredFile], bool]:
+def find(named: str, options: Mapping[str, Any], output: Path) -> tuple[list[StoredFile], bool]:
     """The files that a path, a folder, a glob or a URL of these names, in the order of their names.
+
+    Args:
+        named: The path or URL.
+        options: For fsspec.
+        output: A folder that must lie in no folder that is looked through.
 
     Returns:
         The files, and whether each was named on its own (a folder is looked through for what can be read).
 
     Raises:
-        PrepareError: There are none.
+        PrepareError: There are none, or the output lies within.
     """
-    files, single = _find_remote(named, options) if is_url(named) else _find_local(named)
+    files, single = _find_remote(named, options) if is_url(named) else _find_local(named, output)
     if not files:
         raise PrepareError(f"There is no file at {public(named)}; check the path.")
     return files, single
+
+
+def find_one(path: str, options: Mapping[str, Any]) -> StoredFile:
+    """A file of exactly this name.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    return _remote(*_store(path, options)) if is_url(path) else _local(Path(path))
 
 
 def identity_of(path: str, options: Mapping[str, Any]) -> str:
@@ -180,33 +204,56 @@ def identity_of(path: str, options: Mapping[str, Any]) -> str:
     Raises:
         FileNotFoundError: It is gone.
     """
-    if not is_url(path):
-        return _local(Path(path)).identity
-    fs, inner = _store(path, options)
-    # What was listed before says nothing of now.
-    fs.invalidate_cache()
-    return _remote(fs, inner).identity
+    if is_url(path):
+        # What was listed before says nothing of now.
+        _store(path, options)[0].invalidate_cache()
+    return find_one(path, options).identity
 
 
-def _find_local(named: str) -> tuple[list[StoredFile], bool]:
+def _find_local(named: str, output: Path) -> tuple[list[StoredFile], bool]:
     path = Path(named).expanduser().absolute()
     if path.is_file():
         return [_local(path)], True
     if path.is_dir():
-        return [_local(file) for file in _walk(path)], False
+        return [_local(file) for file in _walk(path, output)], False
     # A pattern names files, and folders with all that is in them.
+    if _may_find(path, output):
+        raise PrepareError(f"The output folder {output} is among what {named} names; name one outside.")
     matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    files = [file for match in matches for file in (_walk(match) if match.is_dir() else [match])]
+    shown = [match for match in matches if not _hidden_from(str(path), str(match))]
+    files = [file for match in shown for file in (_walk(match, output) if match.is_dir() else [match])]
     return [_local(file) for file in dict.fromkeys(files)], False
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _may_find(pattern: Path, output: Path) -> bool:
+    """Whether a pattern finds a folder, or what will be in it, now or later."""
+    fixed = next((n for n, part in enumerate(pattern.parts) if set("*?[") & set(part)), len(pattern.parts))
+    pattern, output = Path(*pattern.parts[:fixed]).resolve().joinpath(*pattern.parts[fixed:]), output.resolve()
+    before, stars, _ = str(pattern).partition("**")
+    anywhere = bool(stars) and output.is_relative_to(before)
+    return anywhere or any(place.match(str(pattern)) for place in (output, *output.parents))
+
+
+def _walk(folder: Path, output: Path) -> Iterator[Path]:
     """Files below a folder in the order of their paths; hidden ones are none of the data."""
-    for entry in sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "_"))):
+    if output.resolve().is_relative_to(folder.resolve()):
+        raise PrepareError(
+            f"The output folder {output} lies in the input folder {folder}, and would be input too; name one outside."
+        )
+    for entry in sorted(entry for entry in folder.iterdir() if not entry.name.startswith(_HIDDEN)):
         if entry.is_dir():
-            yield from _walk(entry)
+            yield from _walk(entry, output)
         else:
             yield entry
+
+
+def _hidden_from(pattern: str, name: str) -> bool:
+    """Whether a name is hidden, or in a hidden folder, and the pattern names none such; as in a shell."""
+    asked = {part[0] for part in pattern.split("/") if part}
+    fixed = set(pattern.split("/"))
+    return any(
+        part.startswith(_HIDDEN) and part not in fixed and part[0] not in asked for part in name.split("/") if part
+    )
 
 
 def _local(path: Path) -> StoredFile:
@@ -219,25 +266,37 @@ def _find_remote(url: str, options: Mapping[str, Any]) -> tuple[list[StoredFile]
     # A query belongs to a single file; its question mark is no pattern.
     pattern = any(mark in inner for mark in "*[") or ("?" in inner and urlsplit(url).scheme not in ("http", "https"))
     if pattern:
-        names = [name for name in sorted(fs.glob(inner)) if not fs.isdir(name)]
-        return [_remote(fs, name) for name in names], False
+        matches = [name for name in sorted(fs.glob(inner)) if not _hidden_from(inner, name)]
+        names = [name for match in matches for name in (_below(fs, match) if fs.isdir(match) else [match])]
+        return [_remote(fs, name) for name in dict.fromkeys(names)], False
     if fs.isfile(inner):
         return [_remote(fs, inner)], True
     if not fs.exists(inner):
         return [], True
-    names = [name for name in sorted(fs.find(inner)) if not _hidden(name, inner)]
-    return [_remote(fs, name) for name in names], False
+    return [_remote(fs, name) for name in _below(fs, inner)], False
 
 
-def _hidden(name: str, folder: str) -> bool:
-    return any(part.startswith((".", "_")) for part in name[len(folder) :].split("/"))
+def _below(fs: Any, folder: str) -> list[str]:
+    """Files below a folder in the order of their names; hidden ones are none of the data."""
+    found = sorted(fs.find(folder))
+    return [name for name in found if not any(part.startswith(_HIDDEN) for part in name[len(folder) :].split("/"))]
 
 
 def _remote(fs: Any, name: str) -> StoredFile:
     info = fs.info(name)
     size = info.get("size")
-    marks = [f"{key}={info[key]}" for key in _IDENTIFYING if info.get(key) is not None]
-    return StoredFile(fs.unstrip_protocol(name), int(size or 0), _digest(size, *marks))
+    marks = _marks(info, _OF_CONTENT) or _marks(info, _OF_TIME)
+    if not marks:
+        # What is not told with the rest may be told when it is asked for.
+        with suppress(NotImplementedError, RuntimeError):
+            marks = [str(fs.modified(name))]
+    return StoredFile(fs.unstrip_protocol(name), int(size or 0), _digest(size, *marks), bool(marks))
+
+
+def _marks(info: Mapping[str, Any], names: set[str]) -> list[str]:
+    told = {key.lower().replace("-", "").replace("_", ""): value for key, value in info.items()}
+    # Lists and single answers of one store quote it differently.
+    return [f"{name}={str(told[name]).strip(chr(34))}" for name in sorted(names & told.keys()) if told[name]]
 
 
 def _store(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
