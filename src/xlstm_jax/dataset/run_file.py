@@ -22,7 +22,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from xlstm_jax.dataset.arguments import flag, integer
+from xlstm_jax.dataset.arguments import exact_number, flag, integer, one_each
 from xlstm_jax.dataset.config_file import read_config
 from xlstm_jax.dataset.global_arrays import DataloadingHost, dataloading_host
 from xlstm_jax.dataset.grain_dataset import LLMDataset
@@ -156,10 +156,10 @@ def _read(config: Mapping[str, Any], folder: Path, host: DataloadingHost) -> Run
     timeline.check(1, "whole rows")
     names = [dataset.config.name for dataset in datasets]
     weights = config.get("dataset_weights")
-    if weights is not None and (not isinstance(weights, list) or len(weights) != len(names)):
-        raise TypeError(
-            f"dataset_weights must be a list of {len(names)} weights, one for each dataset; got {weights!r}."
-        )
+    if weights is not None:
+        # Numbers of a file may be text.
+        exact = [exact_number(weight) for weight in one_each("dataset_weights", weights, len(names))]
+        weights = [weight if known is None else known for weight, known in zip(weights, exact, strict=True)]
     return RunFile(
         datasets=datasets,
         mixture=Mixture.of(names, weights, config.get("mixture")),
