@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# LitData needs a torchvision, and each of these fits one PyTorch.
+PEERS := 'torchvision==0.28.*' 'megatron-core==0.16.*' 'litdata==0.2.*'
 PEERS_PIP := .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check
 INTEROP_PIP := .venv-interop/bin/python -m pip install --quiet --disable-pip-version-check
 # A Python that was named is meant; the default takes whatever .venv there is.
@@ -11,7 +13,7 @@ NAMED := $(if $(filter file,$(origin PYTHON)),,--same-python)
 TWO_CORES := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-interop lint format bench bench-quick bench-peers soak wheel clean environment-demo environment-dev
+.PHONY: help demo test test-interop lint format bench bench-quick bench-peers bench-report soak wheel clean environment-demo environment-dev
 
 help: ## show this list
 	@echo "make TARGET [PYTHON=python3.12], where TARGET is one of"
@@ -35,14 +37,17 @@ format: environment-dev ## mend what lint can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: environment-dev ## speed, against Grain's own pipeline in the same run
-	$(BIN)/python benchmarks/bench.py
+bench: environment-dev ## speed, against Grain's own pipeline in the same run: 15 minutes, 6 GB of disk
+	$(BIN)/python benchmarks/bench.py $(if $(ONLY),--only "$(ONLY)")
 
 bench-quick: environment-dev ## the ratios alone, in under a minute; fails where one falls far below what is asked
 	$(BIN)/python benchmarks/bench.py --quick
 
 bench-peers: .venv-peers/complete ## what a user would pick instead, in an environment of its own
 	.venv-peers/bin/python benchmarks/peers.py
+
+bench-report: environment-dev ## put the figures of the last two into docs/performance.md
+	$(BIN)/python benchmarks/report.py
 
 soak: environment-dev ## load for minutes, with kills at random moments
 	$(BIN)/python benchmarks/soak.py
@@ -63,9 +68,9 @@ clean: ## remove all that these targets have made
 
 .venv-peers/complete: pyproject.toml
 	$(PYTHON) -m venv .venv-peers
-	$(PEERS_PIP) 'torch==2.13.0+cpu' || $(PEERS_PIP) torch
-	$(PEERS_PIP) numpy litdata
-	$(PEERS_PIP) mosaicml-streaming || echo "Mosaic's StreamingDataset cannot be installed here; it is left out."
+	$(PEERS_PIP) --editable . 'torch==2.13.0+cpu' $(PEERS) || $(PEERS_PIP) --editable . torch $(PEERS)
+	$(PEERS_PIP) --editable . 'mosaicml-streaming==0.13.*' $(PEERS) \
+		|| echo "Mosaic's StreamingDataset cannot be installed here; it is left out."
 	touch $@
 
 environment-demo environment-dev:

@@ -1,5 +1,6 @@
-"""Cost per token as things grow: documents, shards, datasets, row length."""
+"""Cost per token as things grow: documents, lanes, files, datasets, row length."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,47 +8,37 @@ import corpus
 from measuring import rates
 from pipelines import on_device
 
+from xlstm_jax.dataset import TokenStore
+
 DOCUMENTS = 100_000
 
 
-def curves(folder: Path, big: Any, *, seconds: float, repeats: int) -> dict[str, dict[str, float]]:
+def measure(folder: Path, *, seconds: float, repeats: int) -> dict[str, dict[str, float]]:
     """What grows → how far → nanoseconds of processor time per token."""
     store = corpus.token_store(folder, DOCUMENTS)
-    sources: dict[str, dict[str, tuple[list[Any], int, dict[str, Any]]]] = {
-        "documents": {
-            **{str(n): ([corpus.token_store(folder, n, median=12, tail=64)], 2048, {}) for n in (10**5, 10**6)},
-            str(len(big)): ([big], 2048, {}),
-        },
-        "lanes": {str(n): ([store], 2048, {"shards": n}) for n in (1, 8, 64)},
-        "files": {str(n): ([corpus.shards(folder, DOCUMENTS, n)], 2048, {}) for n in (1, 8, 64)},
-        "datasets": {str(n): ([store] * n, 2048, {}) for n in (1, 10, 50)},
-        "row length": {str(n): ([store], n, {}) for n in (512, 2048, 8192, 32_768, 131_072)},
+
+    def parts(count: int) -> list[TokenStore]:
+        return [TokenStore(part) for part in corpus.shards(folder, DOCUMENTS, count)]
+
+    def files(count: int) -> list[TokenStore]:
+        return [TokenStore(corpus.shards(folder, DOCUMENTS, count)[0].parent)]
+
+    def small(count: int) -> list[TokenStore]:
+        return [corpus.token_store(folder, count, **corpus.SMALL)]
+
+    curves: dict[str, dict[int, tuple[list[TokenStore], int, dict[str, Any]]]] = {
+        "documents, small ones": {n: (small(n), 2048, {}) for n in (10**5, 10**6, 10**7, 10**8)},
+        "lanes (num_shards)": {n: ([store], 2048, {"shards": n}) for n in (1, 4, 16, 64)},
+        "files of a store": {n: (files(n), 2048, {}) for n in (1, 4, 16, 64)},
+        "datasets": {n: (parts(n), 2048, {}) for n in (1, 5, 20, 50)},
+        "row length": {n: ([store], n, {}) for n in (512, 2048, 8192, 32_768, 131_072)},
     }
     table = {}
-    for what, points in sources.items():
-        pipelines = {
-            point: lambda made=made, length=length, options=options: on_device(made, length, **options)
-            for point, (made, length, options) in points.items()
-        }
+    for what, points in curves.items():
         print(f"growth: {what}", flush=True)
+        pipelines = {
+            str(point): partial(on_device, made, length, **options) for point, (made, length, options) in points.items()
+        }
         found = rates(pipelines, seconds=seconds, repeats=repeats)
         table[what] = {point: 1e9 / rate.per_cpu_second for point, rate in found.items()}
     return table
-
-
-def draw(table: dict[str, dict[str, float]], path: Path) -> None:
-    """The curves as a picture."""
-    import matplotlib as mpl  # noqa: PLC0415
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
-    figure, axes = plt.subplots(1, len(table), figsize=(3.2 * len(table), 3), sharey=True, layout="constrained")
-    for axis, (what, points) in zip(axes, table.items(), strict=True):
-        axis.plot([int(point) for point in points], list(points.values()), "o-", color="#2a6f97")
-        axis.set(xscale="log", xlabel=what, ylim=(0, None))
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("ns of one core per token")
-    figure.suptitle("Cost per token, batches of 32 rows as jax arrays; each point is a median")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

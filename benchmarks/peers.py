@@ -1,97 +1,250 @@
-"""What a user would pick instead, on the same tokens: run by `make bench-peers` in an environment of its own.
+"""What a user would pick instead, on the same documents and in the same run: `make bench-peers`.
 
-LitData's `TokensLoader` gives bare blocks: no packing, no segments, no positions, and documents cut anywhere. So does
-Mosaic's `StreamingDataset`, here with samples of one block. Both are read in shuffled order by one process and stacked
-to batches of 32 blocks.
+Each is set up as its makers recommend, reads in shuffled order, and delivers batches of 32 rows to one process. Most
+deliver less than an `LLMBatch`: what each does and does not do stands in `docs/performance.md`. Those that may use
+worker processes are measured with and without; the faster one counts.
 """
 
 import argparse
 import json
-import statistics
-import tempfile
-import time
+import os
+import shutil
+import sys
+import types
+import warnings
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import corpus
 import numpy as np
+from measuring import Pipeline, circumstances, machine, rates, versions
+from pipelines import BATCH, copy_limit, grain_pipeline, on_host
+from throughput import COPY, GRAIN, HOST, WITHOUT_THREADS
+
+from xlstm_jax.dataset import TokenStore
+
+# Mosaic's data sets of pictures need operators of torchvision that are not built for every PyTorch; tokens do not.
+sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Of optional parts that are not installed.
+    import litdata
+    import torch
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 LENGTH = 2048
-BATCH = 32
-BLOCKS = 20_000
-
-
-def tokens() -> np.ndarray:
-    """The same for all: 41 M tokens in blocks."""
-    return np.random.default_rng(1).integers(1, 50_000, (BLOCKS, LENGTH + 1)).astype(np.int32)
-
-
-def litdata(folder: Path, blocks: np.ndarray) -> Iterator[Any]:
-    """Blocks of LitData's `TokensLoader`, shuffled."""
-    from litdata import StreamingDataset, TokensLoader  # noqa: PLC0415
-    from litdata.streaming.cache import Cache  # noqa: PLC0415
-
-    cache = Cache(str(folder), chunk_bytes="64MB", item_loader=TokensLoader(block_size=LENGTH + 1))
-    for number, block in enumerate(blocks):
-        cache[number] = block
-    cache.done()
-    cache.merge()
-    dataset = StreamingDataset(str(folder), item_loader=TokensLoader(block_size=LENGTH + 1), shuffle=True)
-    while True:
-        yield from (np.asarray(item) for item in dataset)
-
-
-def mosaic(folder: Path, blocks: np.ndarray) -> Iterator[Any]:
-    """Samples of Mosaic's `StreamingDataset`, shuffled."""
-    from streaming import MDSWriter, StreamingDataset  # noqa: PLC0415
-
-    with MDSWriter(out=str(folder), columns={"tokens": "ndarray:int32"}) as writer:
-        for block in blocks:
-            writer.write({"tokens": block})
-    dataset = StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH)
-    while True:
-        yield from (item["tokens"] for item in dataset)
-
-
-PEERS: dict[str, tuple[str, Callable[[Path, np.ndarray], Iterator[Any]]]] = {
-    "LitData TokensLoader": ("litdata", litdata),
-    "Mosaic StreamingDataset": ("mosaicml-streaming", mosaic),
-}
-
-
-def rate(blocks: Iterator[Any], seconds: float) -> float:
-    """Tokens a second, in batches."""
-    start, taken = time.perf_counter(), 0
-    while (spent := time.perf_counter() - start) < seconds:
-        batch = np.stack([next(blocks) for _ in range(BATCH)])
-        taken += batch[:, :LENGTH].size
-    return taken / spent
+PACKAGES = ("xlstm-data", "grain", "jax", "numpy", "torch", "litdata", "megatron-core", "mosaicml-streaming")
+WORKERS = 2
 
 
 def main() -> None:
-    """Measure each peer that is installed; say which is not."""
+    """Prepare the stores of all, measure in turns, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--documents", type=int, default=corpus.DOCUMENTS)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path(".bench/peers.json"))
+    parser.add_argument("--output", type=Path, default=Path(".bench"), help="stores and results")
     options = parser.parse_args()
-    results: dict[str, Any] = {}
-    data = tokens()
-    for name, (package, peer) in PEERS.items():
+    warnings.simplefilter("ignore")
+    stores = options.output / "stores"
+    store = corpus.token_store(stores, options.documents)
+    pipelines: dict[str, Pipeline] = {
+        HOST: partial(on_host, [store], LENGTH),
+        COPY: partial(copy_limit, LENGTH),
+        GRAIN: partial(grain_pipeline, store, LENGTH, WITHOUT_THREADS),
+    }
+    for name, peer in PEERS.items():
+        print(f"preparing {name}", flush=True)
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                blocks = peer(Path(folder) / "data", data)
-                next(blocks)
-                found = [rate(blocks, options.seconds) for _ in range(options.repeats)]
+            pipelines |= {f"{name}{how}": pipeline for how, pipeline in peer(stores, store).items()}
         except ImportError as error:
-            print(f"{name:<28}not installed: {error}", flush=True)
-            continue
-        results[name] = {"tokens per s": statistics.median(found), "version": version(package)}
-        print(f"{name:<28}{results[name]['tokens per s'] / 1e6:>10.1f} M tokens/s", flush=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=2))
+            print(f"  left out, it cannot be imported: {error}", flush=True)
+    results: dict[str, Any] = {"machine": machine(), "versions": versions(*PACKAGES)}
+    with circumstances() as beside:
+        found = rates(pipelines, seconds=options.seconds, repeats=options.repeats)
+    results["measured"] = {"peers": beside}
+    ours = found[HOST].per_second
+    results["context 2048"] = table = {
+        name: rate._asdict() | {"ours, as a ratio": ours / rate.per_second} for name, rate in found.items()
+    }
+    options.output.joinpath("peers.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(f"\n{'':<52}{'M tokens/s':>11}{'per CPU s':>11}{'ours is':>10}")
+    for name, row in sorted(table.items(), key=lambda item: -item[1]["per_second"]):
+        figures = f"{row['per_second'] / 1e6:>11.1f}{row['per_cpu_second'] / 1e6:>11.1f}"
+        print(f"{name:<52}{figures}{row['ours, as a ratio']:>8.1f} x")
+    print(f"\nWritten to {options.output / 'peers.json'}.")
+
+
+# --- LitData ---------------------------------------------------------------------------------------------------------
+
+
+def lit_data(stores: Path, store: TokenStore) -> dict[str, Pipeline]:
+    """Blocks of its `TokensLoader`: documents end to end, cut anywhere; neither segments nor positions nor targets."""
+    folder = stores / f"litdata-{len(store)}"
+    if not (folder / "index.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        parts = np.array_split(np.arange(len(store)), 8)
+        litdata.optimize(
+            partial(_lit_documents, str(stores), len(store)),
+            inputs=[(int(part[0]), int(part[-1]) + 1) for part in parts],
+            output_dir=str(folder),
+            chunk_bytes="64MB",
+            item_loader=litdata.TokensLoader(),
+            num_workers=WORKERS,
+            verbose=False,
+        )
+
+    def batches(workers: int | None) -> Iterator[Any]:
+        dataset = litdata.StreamingDataset(
+            str(folder), item_loader=litdata.TokensLoader(block_size=LENGTH + 1), shuffle=True, drop_last=True
+        )
+        if workers is None:
+            return _stacked(dataset)
+        return iter(_again(litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers)))
+
+    return {
+        ", blocks stacked": partial(_pipeline, partial(batches, None)),
+        ", StreamingDataLoader": partial(_pipeline, partial(batches, 0)),
+        f", StreamingDataLoader, {WORKERS} workers": partial(_pipeline, partial(batches, WORKERS)),
+    }
+
+
+def _lit_documents(stores: str, documents: int, part: tuple[int, int]) -> Iterator[Any]:
+    store = corpus.token_store(Path(stores), documents)
+    for number in range(*part):
+        yield torch.from_numpy(store[number].astype(np.int32))
+
+
+# --- Megatron --------------------------------------------------------------------------------------------------------
+
+
+class _Vocabulary:
+    """As much of a tokenizer as `GPTDataset` asks for."""
+
+    eod = corpus.EOD
+    pad = corpus.VOCABULARY
+    vocab_size = corpus.VOCABULARY + 1
+    unique_identifiers: dict[str, str] = {}  # noqa: RUF012 - Megatron reads it as an attribute
+
+
+def megatron(stores: Path, store: TokenStore) -> dict[str, Pipeline]:
+    """Its `GPTDataset` on the very files of our store: documents end to end, cut at row borders."""
+    prefix = corpus.store_path(stores, len(store))
+    found = {}
+    for reset in (False, True):
+        config = GPTDatasetConfig(
+            random_seed=0,
+            sequence_length=LENGTH,
+            blend=([str(prefix)], None),
+            split="1,0,0",
+            path_to_cache=str(stores / "megatron-cache"),
+            tokenizer=_Vocabulary(),
+            reset_position_ids=reset,
+            reset_attention_mask=reset,
+            eod_mask_loss=reset,
+            create_attention_mask=False,
+        )
+        dataset = BlendedMegatronDatasetBuilder(GPTDataset, [None, None, None], lambda: True, config).build()[0]
+        what = ", positions and loss masks reset" if reset else ""
+        for workers in (0, WORKERS):
+            how = f", {workers} workers" if workers else ""
+            loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=workers, drop_last=True)
+            found[f"{what}{how}"] = partial(_pipeline, lambda loader=loader: iter(_again(loader)))
+    return found
+
+
+# --- Mosaic ----------------------------------------------------------------------------------------------------------
+
+
+def mosaic(stores: Path, store: TokenStore) -> dict[str, Pipeline]:
+    """Its `StreamingDataset` with samples of one block: documents end to end, cut at row borders; tokens alone."""
+    from streaming import MDSWriter, StreamingDataLoader, StreamingDataset  # noqa: PLC0415 - the only optional one
+    from streaming.base.util import clean_stale_shared_memory  # noqa: PLC0415
+
+    folder = stores / f"mosaic-{len(store)}"
+    if not (folder / "index.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        with MDSWriter(out=str(folder), columns={"tokens": f"ndarray:int32:{LENGTH + 1}"}) as writer:
+            for block in _blocks(store):
+                writer.write({"tokens": block})
+
+    def batches(workers: int) -> Iterator[Any]:
+        clean_stale_shared_memory()
+        dataset = StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH)
+        loader = StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers, drop_last=True)
+        return iter(_again(loader))
+
+    return {
+        "": partial(_pipeline, partial(batches, 0)),
+        f", {WORKERS} workers": partial(_pipeline, partial(batches, WORKERS)),
+    }
+
+
+def _blocks(store: TokenStore) -> Iterator[Any]:
+    """The documents end to end, in blocks of a row and its last target."""
+    left = np.empty(0, np.int32)
+    for at in range(0, len(store), 4096):
+        left = np.concatenate([left, *store.__getitems__(range(at, min(at + 4096, len(store))))]).astype(np.int32)
+        whole = len(left) // (LENGTH + 1)
+        yield from left[: whole * (LENGTH + 1)].reshape(whole, LENGTH + 1)
+        left = left[whole * (LENGTH + 1) :]
+
+
+# --- The few lines that many write -----------------------------------------------------------------------------------
+
+
+def random_slices(stores: Path, store: TokenStore) -> dict[str, Pipeline]:
+    """Slices at random places of the mapped tokens, as nanoGPT takes them; each token any number of times an epoch."""
+    tokens = np.memmap(corpus.store_path(stores, len(store)).with_suffix(".bin"), np.uint16, "r")
+
+    def batches() -> Iterator[Any]:
+        while True:
+            places = torch.randint(len(tokens) - LENGTH - 1, (BATCH,)).tolist()
+            inputs = torch.stack([torch.from_numpy(tokens[at : at + LENGTH].astype(np.int64)) for at in places])
+            targets = torch.stack(
+                [torch.from_numpy(tokens[at + 1 : at + 1 + LENGTH].astype(np.int64)) for at in places]
+            )
+            yield inputs, targets
+
+    return {"": partial(_pipeline, batches)}
+
+
+PEERS: dict[str, Callable[[Path, TokenStore], dict[str, Pipeline]]] = {
+    "LitData TokensLoader": lit_data,
+    "Megatron GPTDataset": megatron,
+    "Mosaic StreamingDataset": mosaic,
+    "random slices of a memmap": random_slices,
+}
+
+
+@contextmanager
+def _pipeline(opened: Callable[[], Iterator[Any]]) -> Iterator[Iterator[int]]:
+    """Tokens of each batch; rows are full, as nothing is packed."""
+    batches = opened()
+    yield (BATCH * LENGTH for _ in batches)
+    del batches  # Its worker processes end with it.
+
+
+def _stacked(rows: Any) -> Iterator[Any]:
+    batch = []
+    for row in _again(rows):
+        batch.append(row)
+        if len(batch) == BATCH:
+            yield torch.stack(batch)
+            batch = []
+
+
+def _again(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader
 
 
 if __name__ == "__main__":
-    main()
+    with suppress(KeyboardInterrupt):
+        main()
+    # Threads that some of them leave behind must not keep the process.
+    sys.stdout.flush()
+    os._exit(0)

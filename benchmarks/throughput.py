@@ -1,0 +1,82 @@
+"""The table: tokens a second of each path, against Grain's pipeline and the copy limit in the same run."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import corpus
+import grain
+from measuring import Pipeline, rates
+from pipelines import copy_limit, grain_pipeline, on_device, on_host
+
+from xlstm_jax.dataset import ArrayRecordSource, TokenStore
+
+GRAIN = "Grain, its fastest setting"
+GRAIN_DEFAULTS = "Grain, its defaults"
+HOST = "token store, host arrays"
+DEVICE = "token store, jax arrays"
+MIXTURE = "mixture of 50 datasets, jax arrays"
+RECORDS = "ArrayRecord of tokens, jax arrays"
+COPY = "copy limit, six np.copyto"
+CONTEXTS = (2048, 8192)
+
+# Handing single documents between threads costs more than it saves.
+WITHOUT_THREADS = grain.ReadOptions(0, 0)
+
+
+def measure(folder: Path, *, seconds: float, repeats: int) -> dict[str, Any]:
+    """Context → name → rates."""
+    store = corpus.token_store(folder)
+    records = ArrayRecordSource(corpus.array_record(folder, store), dtype="int32")
+    parts = [TokenStore(part) for part in corpus.shards(folder, corpus.DOCUMENTS, 50)]
+    table = {}
+    for length in CONTEXTS:
+        print(f"context {length}", flush=True)
+        pipelines: dict[str, Pipeline] = {
+            **peers(store, length),
+            GRAIN_DEFAULTS: partial(grain_pipeline, store, length, grain.ReadOptions()),
+            MIXTURE: partial(on_device, parts, length),
+            RECORDS: partial(on_device, [records], length),
+        }
+        table[str(length)] = against_grain(pipelines, seconds=seconds, repeats=repeats)
+    return table
+
+
+def quick(folder: Path) -> dict[str, Any]:
+    """The ratios that a short run guards."""
+    store = corpus.token_store(folder, 20_000)
+    parts = [TokenStore(part) for part in corpus.shards(folder, 20_000, 10)]
+    pipelines = {**peers(store, 2048), MIXTURE: partial(on_device, parts * 5, 2048)}
+    return {"2048": against_grain(pipelines, seconds=0.7, repeats=3)}
+
+
+def peers(store: TokenStore, length: int) -> dict[str, Pipeline]:
+    """What every comparison holds."""
+    return {
+        GRAIN: partial(grain_pipeline, store, length, WITHOUT_THREADS),
+        COPY: partial(copy_limit, length),
+        HOST: partial(on_host, [store], length),
+        DEVICE: partial(on_device, [store], length),
+    }
+
+
+def against_grain(pipelines: dict[str, Pipeline], *, seconds: float, repeats: int) -> dict[str, Any]:
+    """Name → rates and ratios; printed."""
+    found = rates(pipelines, seconds=seconds, repeats=repeats)
+    fastest = found[GRAIN]
+    table = {}
+    print(f"  {'':<36}{'M tokens/s':>11}{'x Grain':>9}{'per CPU s':>11}{'x copy':>8}")
+    for name, rate in found.items():
+        table[name] = {
+            "tokens per s": rate.per_second,
+            "tokens per CPU s": rate.per_cpu_second,
+            "slowest and fastest repeat": [rate.slowest, rate.fastest],
+            "ratio to Grain": rate.per_second / fastest.per_second,
+            "ratio to Grain, per CPU s": rate.per_cpu_second / fastest.per_cpu_second,
+            "ratio to Grain's defaults": rate.per_second / found.get(GRAIN_DEFAULTS, fastest).per_second,
+            "ratio to copy limit": rate.per_second / found[COPY].per_second,
+        }
+        row = table[name]
+        ratios = f"{row['ratio to Grain']:>9.1f}{row['ratio to Grain, per CPU s']:>11.1f}"
+        print(f"  {name:<36}{rate.per_second / 1e6:>11.1f}{ratios}{row['ratio to copy limit']:>8.2f}", flush=True)
+    return table
