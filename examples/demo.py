@@ -41,7 +41,8 @@ def main() -> int:
     work = _fresh_folder(options.work_dir)
     settings = _prepare(options, work, console)
     console.heading(f"Training: {options.steps} steps of {options.batch_size} rows of {options.row_length} tokens")
-    kill_at = options.steps // 2 + options.save_every // 2
+    # A checkpoint is written while training goes on, and the next one waits for it: behind the second, one is whole.
+    kill_at = max(options.steps // 2 + options.save_every // 2, 2 * options.save_every + 1)
     straight = _run(console, work, "uninterrupted", "uninterrupted", options.steps)
     killed = _run(console, work, "interrupted", f"killed at step {kill_at}", options.steps, kill_at=kill_at)
     resumed = _run(console, work, "interrupted", "resumed", options.steps)
@@ -67,8 +68,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
     options = parser.parse_args()
-    if options.steps < 2 * options.save_every or options.save_every < 2:
-        parser.error("--steps must be at least twice --save-every, and that at least 2: the kill needs a checkpoint.")
+    if options.steps < 3 * options.save_every or options.save_every < 2:
+        parser.error(
+            "--steps must be at least three times --save-every, and that at least 2: the kill needs a checkpoint."
+        )
     return options
 
 

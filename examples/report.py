@@ -129,6 +129,9 @@ def show_comparison(
     different = [step.step for step in compared if step.loss != expected[step.step].loss]
     complete = resumed[-1].step == straight[-1].step
     again = max(0, killed[-1].step - first + 1)
+    if first == 1:
+        console.line("NOT RESUMED: the run was killed before its first checkpoint was written.", "bold red")
+        return False
     if different or not complete:
         console.line(f"NOT EQUAL: the losses differ at the steps {different}.", "bold red")
         return False
