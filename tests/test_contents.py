@@ -15,9 +15,14 @@ from preparing import Bench, make_texts
 from test_laws import jobs, mixture
 from test_mixtures import job_of, journeys
 from xlstm_jax.cli import main
-from xlstm_jax.dataset import PositionError, PositionSave, make_grain_multihost_iterator
+from xlstm_jax.dataset import (
+    LLMIndexedBatch,
+    PositionError,
+    PositionSave,
+    make_grain_multihost_iterator,
+    make_iterator_from_file,
+)
 from xlstm_jax.dataset.contents import batch_contents, find_document
-from xlstm_jax.dataset.progress import Progress
 from xlstm_jax.dataset.run_file import read_run_file
 
 
@@ -232,6 +237,19 @@ def show(bench, capsys):
     return run
 
 
+def bench_loader(bench):
+    return make_iterator_from_file(bench.folder / "run.json", one_device_mesh(), batch_class=LLMIndexedBatch)
+
+
+def test_the_command_tells_what_the_loader_of_the_file_delivers(bench, show):
+    with bench_loader(bench) as loader:
+        batches = draw(loader, 21)
+    for step in (0, 2, 3, 20):
+        told = json.loads(show("batch", step, "--tokenizer", bench.tokenizer_path, "--json"))
+        rows = [[token for segment in row["segments"] for token in segment["tokens"]] for row in told["rows"]]
+        assert rows == [tokens for tokens, _ in rows_delivered(batches[step])]
+
+
 def test_a_batch_is_shown_with_documents_tokens_and_text(bench, show):
     run = read_run_file(bench.folder / "run.json").run
     told = batch_contents(run, 20)
@@ -264,13 +282,13 @@ def test_a_document_is_shown_where_the_batch_shows_it(show):
 
 
 def test_a_saved_position_is_read_from_its_file_or_from_checkpoints(bench, show):
-    file = read_run_file(bench.folder / "run.json")
     expected = show("batch", 20)
     checkpoints = bench.folder / "checkpoints"
-    with ocp.CheckpointManager(checkpoints) as manager:
+    with bench_loader(bench) as loader, ocp.CheckpointManager(checkpoints) as manager:
         for step in (10, 18):
-            state = _state_at(file.run, step)
-            manager.save(step, args=ocp.args.Composite(data=PositionSave(state)))
+            draw(loader, step - loader.get_state()["step"])
+            manager.save(step, args=ocp.args.Composite(data=PositionSave(loader)))
+        state = loader.get_state()
         (bench.folder / "state.json").write_text(json.dumps(state))
     for where in ("checkpoints", "checkpoints/10", "state.json"):
         assert show("batch", 20, "--position", bench.folder / where) == expected
@@ -279,14 +297,6 @@ def test_a_saved_position_is_read_from_its_file_or_from_checkpoints(bench, show)
     state["place"] += 1
     (bench.folder / "state.json").write_text(json.dumps(state))
     assert "does not come to that position" in show("batch", 5, "--position", bench.folder / "state.json")
-
-
-def _state_at(run, step):
-    plans = run.plan_from(run.start(), range(run.num_shards), {})
-    progress = Progress(run, run.start())
-    for _ in range(step):
-        progress.deliver(plans.next_batch().after)
-    return progress.position.to_json()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ def read_config(path: str | PathLike[str]) -> dict[str, Any]:
     """Read a file that holds one mapping.
 
     Raises:
+        FileNotFoundError: There is no such file.
         ValueError: Its name has none of the endings .json, .toml, .yaml and .yml, or it cannot be read as what that
             says, or holds no mapping.
         ImportError: It is YAML, and the extra `yaml` is not installed.
@@ -23,6 +24,8 @@ def read_config(path: str | PathLike[str]) -> dict[str, Any]:
     file = Path(path)
     if file.suffix not in _READERS:
         raise ValueError(f"{file} must end in one of {', '.join(_READERS)}.")
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no file {file}.")
     text = file.read_text(encoding="utf-8")
     read = _READERS[file.suffix]
     try:
