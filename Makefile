@@ -13,7 +13,7 @@ NAMED := $(if $(filter file,$(origin PYTHON)),,--same-python)
 TWO_CORES := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-interop lint format bench bench-quick bench-peers bench-report soak wheel clean environment-demo environment-dev
+.PHONY: help demo test test-interop lint format bench bench-quick bench-prepare bench-peers bench-report soak wheel clean environment-demo environment-dev
 
 help: ## show this list
 	@echo "make TARGET [PYTHON=python3.12], where TARGET is one of"
@@ -42,6 +42,9 @@ bench: environment-dev ## speed, against Grain's own pipeline in the same run: 1
 
 bench-quick: environment-dev ## the ratios alone, in under a minute; fails where one falls far below what is asked
 	$(BIN)/python benchmarks/bench.py --quick
+
+bench-prepare: environment-dev ## prepare against the tokenizer alone and against copying, and its memory; three minutes
+	$(BIN)/python benchmarks/preparing.py
 
 bench-peers: .venv-peers/complete ## what a user would pick instead, in an environment of its own
 	.venv-peers/bin/python benchmarks/peers.py

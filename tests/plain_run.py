@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from xlstm_jax.dataset.hashing import keyed_hash
 from xlstm_jax.dataset.mixing import mixture_plain
-from xlstm_jax.dataset.order import Order, keyed_hash, keyed_permutation_plain, shard_bounds
+from xlstm_jax.dataset.order import Order, keyed_permutation_plain, shard_bounds
 from xlstm_jax.dataset.packing import Packing, pack_window_plain
 
 SEED = 7

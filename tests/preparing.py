@@ -48,7 +48,7 @@ def write_jsonl(path: Path, records) -> Path:
     return path
 
 
-def write_array_record(path, texts):
+def write_array_record(path: Path, texts: list[str]) -> None:
     writer = ArrayRecordWriter(os.fsencode(path), "group_size:1")
     for text in texts:
         writer.write(text.encode())

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "src"
 
 LAYERS = [
-    "dataset.arguments dataset.kernels dataset.vectors dataset.order dataset.stages dataset.threads",
+    "dataset.arguments dataset.hashing dataset.kernels dataset.vectors dataset.order dataset.stages dataset.threads",
     "dataset.sources.extras dataset.sources.progress dataset.sources.fingerprint dataset.sources.base",
     "dataset.sources.files dataset.sources.mapped_file dataset.sources.open_files",
     "dataset.sources.decompression dataset.sources.whole_file dataset.sources.cache",
@@ -41,7 +41,8 @@ LAYERS = [
     "dataset.plan dataset.regrets dataset.planning dataset.plan_report dataset.contents_report",
     "prepare.errors prepare.config prepare.storage prepare.workspace prepare.copies",
     "prepare.inputs prepare.columns prepare.splits prepare.tasks prepare.readers prepare.token_documents",
-    "prepare.worker prepare.progress prepare.plan prepare.duplicates prepare.array_record_output prepare.shards",
+    "prepare.tokenizing prepare.worker prepare.progress prepare.plan prepare.duplicates",
+    "prepare.array_record_output prepare.shards",
     "prepare.settle prepare.work prepare.course prepare.ray_engine prepare.engines prepare.preparation",
     "prepare.report prepare.verification prepare",
     "cli __main__",
@@ -199,10 +200,10 @@ OPTIONAL = ["datasets", "fsspec", "matplotlib", "optax", "pyarrow", "ray", "rich
 def test_optional_dependencies_load_only_where_they_are_used():
     program = f"""
 import json, sys
-import xlstm_jax.dataset
+import xlstm_jax.dataset, xlstm_jax.prepare
 first = set(sys.modules)
 import xlstm_jax.dataset.grain_iterator, xlstm_jax.dataset.sources, xlstm_jax.dataset.tokenizer
-import xlstm_jax.prepare, xlstm_jax.cli
+import xlstm_jax.cli
 print(json.dumps([[m for m in {[*OPTIONAL, "grain", "jax", "numba", "orbax"]} if m in first],
                   [m for m in {[*OPTIONAL, "tensorflow", "torch"]} if m in sys.modules]]))
 """

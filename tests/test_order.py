@@ -12,9 +12,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from xlstm_jax.dataset import order
+from xlstm_jax.dataset.hashing import keyed_hash
 from xlstm_jax.dataset.order import (
     Order,
-    keyed_hash,
     keyed_permutation,
     keyed_permutation_plain,
     shard_bounds,

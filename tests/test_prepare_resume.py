@@ -483,7 +483,7 @@ def test_a_part_of_a_file_that_changed_under_the_reader_is_not_kept(bench, corpu
         yield from read_texts(piece, config)
         rewrite(corpus)
 
-    monkeypatch.setattr("xlstm_jax.prepare.worker.read_texts", read_and_rewrite)
+    monkeypatch.setattr("xlstm_jax.prepare.tokenizing.read_texts", read_and_rewrite)
     with pytest.raises(PrepareError, match="changed since"):
         prepare(config)
     assert not list((config.output / ".unfinished" / "parts").glob("*.json"))

@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -402,20 +401,3 @@ def test_a_config_that_cannot_work_is_refused(wrong, said):
 
 def test_a_config_shows_no_secrets():
     assert "geheim" not in repr(PrepareConfig(inputs=["a"], output="b", storage_options={"secret": "geheim"}))
-
-
-def test_most_of_the_time_goes_to_the_tokenizer(bench):
-    texts = make_texts(1500, longest=250)
-    corpus = write_jsonl(bench.folder / "large.jsonl", texts)
-    backend = tokenizers.Tokenizer.from_file(str(bench.tokenizer_path))
-
-    def seconds_of(work):
-        # Of the processor, all threads together, so that what else runs on the machine counts little.
-        begun = time.process_time()
-        work()
-        return time.process_time() - begun
-
-    alone = min(seconds_of(lambda: backend.encode_batch(texts, add_special_tokens=False)) for _ in range(3))
-    prepared = min(seconds_of(lambda: bench.prepare(corpus, task_bytes=1 << 24, shard_bytes=1 << 24)) for _ in range(3))
-    # The start is included; docs/prepare.md has the figures of large files.
-    assert alone > 0.85 * prepared, f"{alone:.3f} s of {prepared:.3f} s"

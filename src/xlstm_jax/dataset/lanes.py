@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm_jax.dataset.hashing import keyed_hash
 from xlstm_jax.dataset.mixing import MixtureSequence
-from xlstm_jax.dataset.order import keyed_hash, keyed_permutation
+from xlstm_jax.dataset.order import keyed_permutation
 from xlstm_jax.dataset.repacking import repack
 from xlstm_jax.dataset.windows import Window, Windows
 

@@ -10,18 +10,16 @@ Positions of runs refer to these orders: a change here that alters a result make
 """
 
 import functools
-import hashlib
-import operator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm_jax.dataset.hashing import keyed_hash
 from xlstm_jax.dataset.kernels import kernel
 
 __all__ = [
     "Order",
-    "keyed_hash",
     "keyed_permutation",
     "keyed_permutation_plain",
     "shard_bounds",
@@ -47,30 +45,6 @@ _GAMMA, _MULTIPLY_1, _MULTIPLY_2 = (
     np.uint64(0x94D049BB133111EB),
 )
 _SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
-
-
-def keyed_hash(*parts: str | int) -> int:
-    """64-bit unsigned hash of a tuple of strings and integers of any size, the same on every platform.
-
-    Seeds, names, epochs and places are combined by this hash and never by addition: seed 1 in epoch 0 shares nothing
-    with seed 0 in epoch 1.
-
-    Raises:
-        TypeError: If a part is neither a string nor an integer.
-    """
-    encoded = bytearray()
-    for part in parts:
-        if isinstance(part, str):
-            kind, content = b"s", part.encode("utf-8", "surrogatepass")
-        else:
-            try:
-                number = operator.index(part)
-            except TypeError as error:
-                raise TypeError(f"keyed_hash takes strings and integers, got {part!r}; convert it first.") from error
-            kind, content = b"i", number.to_bytes(number.bit_length() // 8 + 1, "little", signed=True)
-        # Kind and length come first, so that no two tuples are encoded alike.
-        encoded += kind + len(content).to_bytes(8, "little") + content
-    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
 
 def shard_bounds(size: int, index: int, count: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from xlstm_jax.dataset.order import keyed_hash
+from xlstm_jax.dataset.hashing import keyed_hash
 from xlstm_jax.dataset.packing import pack_window
 from xlstm_jax.dataset.windows import Window, Windows
 

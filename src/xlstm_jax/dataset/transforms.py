@@ -15,7 +15,7 @@ import grain
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm_jax.dataset.order import keyed_hash
+from xlstm_jax.dataset.hashing import keyed_hash
 from xlstm_jax.dataset.sources.base import TOKEN_FIELDS
 from xlstm_jax.dataset.sources.records import RecordError, read_with_errors
 from xlstm_jax.dataset.stages import stage

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm_jax.dataset.hashing import keyed_hash
 from xlstm_jax.dataset.lengths import LeftOut
-from xlstm_jax.dataset.order import Order, keyed_hash, shard_bounds
+from xlstm_jax.dataset.order import Order, shard_bounds
 from xlstm_jax.dataset.packing import PackedWindow, Packing, pack_window
 from xlstm_jax.dataset.sources.records import RecordError, Skipping
 from xlstm_jax.dataset.stages import stage

@@ -13,11 +13,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from xlstm_jax.prepare.errors import PrepareError
 from xlstm_jax.prepare.ray_engine import run_on_ray
 from xlstm_jax.prepare.work import Results, Work, Worklist, perform, under_way, usable_cores
 from xlstm_jax.prepare.worker import Done, Job
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
 
 __all__ = ["run"]
 
@@ -25,6 +29,9 @@ LOGGER = logging.getLogger(__name__)
 
 _job: Job | None = None
 """In a worker process: what it works on."""
+_busy: "Synchronized[int] | None" = None
+"""In a worker process: how many of all worker processes work at the moment."""
+_workers = 1
 
 
 def run(job: Job, worklist: Worklist) -> Results:
@@ -107,7 +114,10 @@ class _pool:  # noqa: N801 - a context manager
         # Not forked: threads of the tokenizer and of JAX do not survive that.
         context = multiprocessing.get_context("spawn")
         self._theirs, self._ours = context.Pipe(duplex=False)
-        self._pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(job, self._theirs))
+        busy = context.Value("i", 0)
+        self._pool = ProcessPoolExecutor(
+            workers, context, initializer=_start_worker, initargs=(job, self._theirs, busy, workers)
+        )
 
     def __enter__(self) -> ProcessPoolExecutor:
         return self._pool
@@ -118,10 +128,10 @@ class _pool:  # noqa: N801 - a context manager
         self._theirs.close()
 
 
-def _start_worker(job: Job, lifeline: Connection) -> None:
-    global _job  # noqa: PLW0603 - what is handed over once, instead of with each task
-    _job = job
-    # One process for each core: the tokenizer's own threads would only get in each other's way.
+def _start_worker(job: Job, lifeline: Connection, busy: "Synchronized[int]", workers: int) -> None:
+    global _job, _busy, _workers
+    _job, _busy, _workers = job, busy, workers
+    # One process for each core: the tokenizer's own threads, one for each core too, would get in each other's way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Ctrl-C reaches all processes of a terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -137,4 +147,16 @@ def _die_with(lifeline: Connection) -> None:
 
 def _perform_in_worker(work: Work) -> Done:
     assert _job is not None
-    return perform(_job, work)
+    assert _busy is not None
+    with _busy.get_lock():
+        _busy.value += 1
+    try:
+        return perform(_job, work, _cores)
+    finally:
+        with _busy.get_lock():
+            _busy.value -= 1
+
+
+def _cores() -> int:
+    assert _busy is not None
+    return max(1, _workers // max(1, _busy.value))

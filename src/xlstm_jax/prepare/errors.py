@@ -39,6 +39,8 @@ class Skipped:
 
     counts: Counter[str] = field(default_factory=Counter)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    lines: int = 0
+    """Of the file that the parts merged so far end in."""
 
     def add(self, bad: BadRecord, path: str, place: int) -> None:
         """Count a bad record, at a place of a file as shown to people; the first of its reason are described."""
@@ -53,11 +55,22 @@ class Skipped:
             }
             self.samples.append(sample)
 
-    def merge(self, counts: dict[str, int], samples: list[dict[str, Any]]) -> None:
-        """Add what a later part skipped."""
+    def merge(self, counts: dict[str, int], samples: list[dict[str, Any]], *, lines: int, continued: bool) -> None:
+        """Add what the next part skipped.
+
+        Args:
+            counts: Of each reason.
+            samples: Of its first ones; a line that a sample says to be of a continued file is counted from the
+                beginning of the part.
+            lines: Of the file that the part ends in.
+            continued: Whether that file was begun by an earlier part.
+        """
         before = Counter(sample["reason"] for sample in self.samples)
         for sample in samples:
+            if sample.pop("continued", False):
+                sample["line"] += self.lines
             before[sample["reason"]] += 1
             if before[sample["reason"]] <= SAMPLES_PER_REASON:
                 self.samples.append(sample)
         self.counts.update(counts)
+        self.lines = lines + (self.lines if continued else 0)

@@ -145,7 +145,8 @@ def _write_manifests(head: _Head, parts: int) -> Manifest:
     read: Counter[str] = Counter()
     for part in range(parts):
         marker = read_json(workspace.part_marker(part))
-        skipped.merge(marker["skipped"], marker["samples"])
+        lines, continued = marker["lines"], marker["continued"]
+        skipped.merge(marker["skipped"], marker["samples"], lines=lines, continued=continued)
         documents.update(marker["documents"])
         read.update({key: marker[key] for key in ("text_bytes", "text_tokens")})
     if skipped.counts:

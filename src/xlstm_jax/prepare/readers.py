@@ -1,5 +1,6 @@
 """The texts of a piece of the input, one after the other, whatever its format."""
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from json import loads
@@ -12,23 +13,25 @@ from xlstm_jax.prepare.config import PrepareConfig
 from xlstm_jax.prepare.copies import local_file
 from xlstm_jax.prepare.errors import BadRecord, PrepareError
 from xlstm_jax.prepare.storage import open_file, public
-from xlstm_jax.prepare.tasks import END_OF_FILE, Piece, is_damage, open_arrow
+from xlstm_jax.prepare.tasks import END_OF_FILE, Piece, is_damage, record_batches
 
-__all__ = ["place_of", "read_texts"]
+__all__ = ["is_of_lines", "place_of", "read_texts"]
 
 _ROWS = 1024
+_ROWS_BYTES = 8 << 20
+"""Rows that are taken at a time: so many, or as many as have so many bytes."""
 _COUNT_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 
-Texts = Iterator[tuple[int, "str | BadRecord"]]
+Texts = Iterator[tuple[int, "str | BadRecord | None"]]
 
 
 def read_texts(piece: Piece, config: PrepareConfig) -> Texts:
     """The text of each record of a piece, with the place of the record in the piece, counted from 0.
 
     Yields:
-        (place, text), or (place, what is wrong with the record). After a record that says that the file is damaged
-        comes none.
+        (place, text), or (place, what is wrong with the record); (place, None) for the last line of a piece of lines,
+        so that whoever reads it knows how many there are. After a record that says that the file is damaged comes none.
     """
     readers = {
         "jsonl": _read_json_lines,
@@ -44,11 +47,16 @@ def read_texts(piece: Piece, config: PrepareConfig) -> Texts:
         yield place, _checked(text) if isinstance(text, str) else text
 
 
+def is_of_lines(piece: Piece) -> bool:
+    """Whether the places of a piece are lines, whose number in the file depends on all that stands before."""
+    return piece.format in ("jsonl", "text") and piece.damage is None
+
+
 def place_of(piece: Piece, config: PrepareConfig, place: int) -> tuple[str, int]:
     """For people: what a place in this piece's file is, and its number in the whole file, counted from 1."""
     if piece.damage is not None:
         return "record", 1
-    if piece.format in ("jsonl", "text"):
+    if is_of_lines(piece):
         before = 0 if piece.compression else _count_newlines(piece.path, piece.begin, config)
         return "line", before + place + 1
     if piece.format == "array_record":
@@ -58,7 +66,8 @@ def place_of(piece: Piece, config: PrepareConfig, place: int) -> tuple[str, int]
             metadata = require("pyarrow.parquet", "parquet").ParquetFile(opened).metadata
             before = sum(metadata.row_group(group).num_rows for group in range(piece.begin))
     else:
-        before = sum(batch.num_rows for batch in _record_batches(piece, config, 0, piece.begin))
+        with record_batches(piece.path, config) as batches:
+            before = sum(batch.num_rows for batch in itertools.islice(batches, piece.begin))
     return "row", before + place + 1
 
 
@@ -75,11 +84,14 @@ def _checked(text: str) -> str | BadRecord:
 
 def _read_json_lines(piece: Piece, config: PrepareConfig) -> Texts:
     extract = text_of_record(config)
+    number = -1
     for number, line in _lines(piece, config):
         if isinstance(line, BadRecord):
             yield number, line
-        elif line.strip():
+            return
+        if line.strip():
             yield number, _text_of_json(line.rstrip(), extract)
+    yield number, None
 
 
 def _text_of_json(line: bytes, extract: Any) -> str | BadRecord:
@@ -117,6 +129,7 @@ def _read_paragraphs(piece: Piece, config: PrepareConfig) -> Texts:
     """Documents that blank lines separate; each has the place of its first line."""
     lines: list[bytes] = []
     first = 0
+    number = -1
     for number, line in _lines(piece, config):
         if isinstance(line, BadRecord):
             # What the damaged file holds of the last document is a part of it.
@@ -130,6 +143,7 @@ def _read_paragraphs(piece: Piece, config: PrepareConfig) -> Texts:
             lines = []
     if lines:
         yield _text_at(first, b"".join(lines).rstrip(b"\r\n"))
+    yield number, None
 
 
 def _text_at(line: int, content: bytes) -> tuple[int, str | BadRecord]:
@@ -174,31 +188,41 @@ def _read_parquet(piece: Piece, config: PrepareConfig) -> Texts:
             rows = sum(file.metadata.row_group(group).num_rows for group in groups)
             yield from ((place, _no_column(config, known)) for place in range(rows))
             return
-        yield from _rows(file.iter_batches(batch_size=_ROWS, row_groups=groups, columns=columns), piece, config)
+        yield from _rows(_parquet_batches(file, groups, columns), piece, config)
+
+
+def _parquet_batches(file: Any, groups: list[int], columns: list[str]) -> Iterator[Any]:
+    for group in groups:
+        metadata = file.metadata.row_group(group)
+        chunks = map(metadata.column, range(metadata.num_columns))
+        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
+        rows = _rows_at_a_time(metadata.num_rows, size)
+        for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
+            yield from _sliced(batch)
 
 
 def _read_arrow(piece: Piece, config: PrepareConfig) -> Texts:
-    batches = _record_batches(piece, config, piece.begin, piece.end)
-    yield from _rows((part for batch in batches for part in _sliced(batch, config)), piece, config)
+    yield from _rows(_arrow_batches(piece, config), piece, config)
 
 
-def _record_batches(piece: Piece, config: PrepareConfig, begin: int, end: int) -> Iterator[Any]:
-    arrow = require("pyarrow", "parquet")
-    with open_file(piece.path, config.storage_options) as opened:
-        whole = begin == 0 and end == END_OF_FILE
-        for number, batch in enumerate(open_arrow(arrow, opened)):
-            if not whole and number >= end:
-                return
-            if number >= begin:
-                yield batch
+def _arrow_batches(piece: Piece, config: PrepareConfig) -> Iterator[Any]:
+    with record_batches(piece.path, config, piece.begin) as batches:
+        own = batches if piece.end == END_OF_FILE else itertools.islice(batches, piece.end - piece.begin)
+        for batch in own:
+            columns = root_columns(config, batch.schema.names)
+            yield from _sliced(batch.select(columns) if columns else batch)
 
 
-def _sliced(batch: Any, config: PrepareConfig) -> Iterator[Any]:
-    """A record batch in smaller ones, with the columns that are needed."""
-    columns = root_columns(config, batch.schema.names)
-    needed = batch.select(columns) if columns else batch
-    for begin in range(0, batch.num_rows, _ROWS):
-        yield needed.slice(begin, _ROWS)
+def _sliced(batch: Any) -> Iterator[Any]:
+    """A record batch in smaller ones."""
+    rows = _rows_at_a_time(batch.num_rows, batch.nbytes)
+    for begin in range(0, batch.num_rows, rows):
+        yield batch.slice(begin, rows)
+
+
+def _rows_at_a_time(count: int, size: int) -> int:
+    """Of rows that have this size together."""
+    return max(1, min(_ROWS, _ROWS_BYTES * count // max(1, size)))
 
 
 def _rows(batches: Iterator[Any], piece: Piece, config: PrepareConfig) -> Texts:
@@ -239,8 +263,9 @@ def _read_array_record(piece: Piece, config: PrepareConfig) -> Texts:
     module = require("array_record.python.array_record_module", "array_record")
     reader = module.ArrayRecordReader(os.fsencode(local_file(piece.path, config)))
     try:
-        for begin in range(piece.begin, piece.end, _ROWS):
-            records = reader.read(begin, min(begin + _ROWS, piece.end))
+        rows = _rows_at_a_time(piece.end - piece.begin, piece.size)
+        for begin in range(piece.begin, piece.end, rows):
+            records = reader.read(begin, min(begin + rows, piece.end))
             for place, record in enumerate(records, start=begin - piece.begin):
                 yield place, decoded(record)
     finally:

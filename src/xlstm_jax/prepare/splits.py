@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm_jax.dataset.order import keyed_hash
+from xlstm_jax.dataset.hashing import keyed_hash
 
 __all__ = ["CONTENT_HASH_BYTES", "SplitRule", "contents_of_tokens"]
 

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from xlstm_jax.prepare.errors import PrepareError
 from xlstm_jax.prepare.inputs import InputFile
 from xlstm_jax.prepare.storage import is_url, open_file, public, resource
 
-__all__ = ["END_OF_FILE", "Piece", "Task", "cut_into_tasks", "is_damage", "open_arrow"]
+__all__ = ["END_OF_FILE", "Piece", "Task", "cut_into_tasks", "is_damage", "record_batches"]
 
 END_OF_FILE = 1 << 62
 """The end of a piece that goes as far as its file, whose uncompressed size nobody knows."""
@@ -114,7 +115,7 @@ def _bounds(file: InputFile, config: PrepareConfig) -> Iterator[tuple[int, int]]
     if file.format == "parquet":
         yield from _grouped(_row_group_sizes(file, config), config.task_bytes)
     elif file.format == "arrow":
-        yield from _grouped(_record_batch_sizes(file), config.task_bytes)
+        yield from _grouped(_record_batch_sizes(file, config), config.task_bytes)
     elif file.format == "array_record":
         yield from _evenly(_count_records(file, config), file.size, config.task_bytes)
     elif file.format == "token_store":
@@ -164,23 +165,29 @@ def _row_group_sizes(file: InputFile, config: PrepareConfig) -> list[int]:
         return [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
 
 
-def _record_batch_sizes(file: InputFile) -> list[int]:
+def _record_batch_sizes(file: InputFile, config: PrepareConfig) -> list[int]:
     """Sizes of a local file's record batches, from their headers; a remote file is read in one go."""
     if is_url(file.path):
         return [file.size]
+    with record_batches(file.path, config) as batches:
+        return [batch.nbytes for batch in batches]
+
+
+@contextmanager
+def record_batches(path: str, config: PrepareConfig, begin: int = 0) -> Iterator[Iterator[Any]]:
+    """The record batches of an Arrow file of either kind, random access ("file") or stream, from one of them on.
+
+    Of a local file, which is mapped, those before are not read.
+    """
     arrow = require("pyarrow", "parquet")
-    with arrow.memory_map(os.fsencode(file.path)) as mapped:
-        return [batch.nbytes for batch in open_arrow(arrow, mapped)]
-
-
-def open_arrow(arrow: Any, opened: Any) -> Iterator[Any]:
-    """The record batches of an Arrow file of either kind: random access ("file") or stream."""
-    magic = opened.read(6)
-    opened.seek(0)
-    if magic == b"ARROW1":
-        reader = arrow.ipc.open_file(opened)
-        return (reader.get_batch(number) for number in range(reader.num_record_batches))
-    return iter(arrow.ipc.open_stream(opened))
+    with open_file(path, config.storage_options) if is_url(path) else arrow.memory_map(os.fsencode(path)) as opened:
+        magic = opened.read(6)
+        opened.seek(0)
+        if magic == b"ARROW1":
+            reader = arrow.ipc.open_file(opened)
+            yield map(reader.get_batch, range(begin, reader.num_record_batches))
+        else:
+            yield itertools.islice(arrow.ipc.open_stream(opened), begin, None)
 
 
 def _count_records(file: InputFile, config: PrepareConfig) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from xlstm_jax.prepare.plan import ShardPlan
 from xlstm_jax.prepare.shards import write_shard
 from xlstm_jax.prepare.tasks import Task
+from xlstm_jax.prepare.tokenizing import Cores, one_core
 from xlstm_jax.prepare.worker import Done, Job, run_task
 from xlstm_jax.prepare.workspace import Workspace, read_json
 
@@ -18,7 +19,7 @@ Worklist = Iterator[Work | None]
 Results = Generator[tuple[Work, Done], None, None]
 
 
-def perform(job: Job, work: Work) -> Done:
+def perform(job: Job, work: Work, cores: Cores = one_core) -> Done:
     """Do a piece of work; its files are there afterwards.
 
     Work that was done already, and of which only the result was lost, is not done again: what it was made of may be
@@ -27,7 +28,7 @@ def perform(job: Job, work: Work) -> Done:
     marker = marker_of(job, work)
     if marker.is_file():
         return Done(**read_json(marker)["done"])
-    return run_task(job, work) if isinstance(work, Task) else write_shard(job, work)
+    return run_task(job, work, cores) if isinstance(work, Task) else write_shard(job, work)
 
 
 def marker_of(job: Job, work: Work) -> Path:

@@ -4,11 +4,10 @@ import functools
 import os
 import pickle
 import socket
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from operator import itemgetter
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,20 +18,16 @@ from xlstm_jax.dataset.sources.whole_file import whole_file, write_json
 from xlstm_jax.dataset.tokenizer import Tokenize
 from xlstm_jax.prepare.config import PrepareConfig
 from xlstm_jax.prepare.copies import local_store
-from xlstm_jax.prepare.errors import BadRecord, PrepareError, Skipped
 from xlstm_jax.prepare.inputs import refuse_changed
-from xlstm_jax.prepare.readers import place_of, read_texts
 from xlstm_jax.prepare.splits import CONTENT_HASH_BYTES, SplitRule, contents_of_tokens
 from xlstm_jax.prepare.storage import public
 from xlstm_jax.prepare.tasks import Piece, Task
 from xlstm_jax.prepare.token_documents import open_store, read_tokens
+from xlstm_jax.prepare.tokenizing import Cores, Reading, one_core, tokenized
 from xlstm_jax.prepare.workspace import Workspace
 
 __all__ = ["Done", "Job", "run_task", "this_worker"]
 
-_BATCH_CHARACTERS = 1 << 20
-_BATCH_TEXTS = 1024
-_NO_TOKENS = "The text has no tokens: the tokenizer leaves nothing of it."
 _NO_HASHES = np.zeros((0, CONTENT_HASH_BYTES), dtype=np.uint8)
 
 
@@ -118,14 +113,14 @@ class _Part:
         self.tokens[name] += len(tokens)
 
 
-def run_task(job: Job, task: Task) -> Done:
+def run_task(job: Job, task: Task, cores: Cores = one_core) -> Done:
     """Read a task's input, and write its part; the part's marker comes last.
 
     Raises:
         PrepareError: The input is bad and the config says to raise; or the worker is not set up as it must be.
     """
     _refuse_changed(job, task)
-    marker = _refer(job, task) if job.only_refers_to(task) else _write_part(job, task)
+    marker = _refer(job, task) if job.only_refers_to(task) else _write_part(job, task, cores)
     # What changed under the reader is in no part.
     _refuse_changed(job, task)
     workspace = Workspace(job.config.output)
@@ -158,6 +153,8 @@ def _marker(documents: dict[str, int], tokens: dict[str, int]) -> dict[str, Any]
         "text_tokens": 0,
         "skipped": {},
         "samples": [],
+        "lines": 0,
+        "continued": False,
     }
 
 
@@ -168,85 +165,31 @@ def _refer(job: Job, task: Task) -> dict[str, Any]:
     return _marker({"": sum(end - begin for _, begin, end in pieces)}, {"": tokens}) | {"pieces": pieces}
 
 
-def _write_part(job: Job, task: Task) -> dict[str, Any]:
-    skipped = Skipped()
-    read: Counter[str] = Counter()
+def _write_part(job: Job, task: Task, cores: Cores) -> dict[str, Any]:
+    reading = Reading()
     with ExitStack() as stack:
         part = _Part(job, task, stack)
+        pool = stack.enter_context(ThreadPoolExecutor(thread_name_prefix="xlstm-data-tokenize"))
         for piece in task.pieces:
+            reading.begin(piece)
             if piece.format == "token_store":
                 _copy_tokens(job, piece, part)
-            else:
-                _tokenize(job, piece, part, skipped, read)
+                continue
+            for batch in tokenized(piece, job.config, _unpickled(job.tokenize), reading, pool, cores):
+                part.add(batch.tokens, batch.lengths, (text.encode() for text in batch.texts))
     return _marker(part.documents, part.tokens) | {
-        "text_bytes": read["bytes"],
-        "text_tokens": read["tokens"],
-        "skipped": dict(skipped.counts),
-        "samples": skipped.samples,
+        "text_bytes": reading.text_bytes,
+        "text_tokens": reading.text_tokens,
+        "skipped": dict(reading.skipped.counts),
+        "samples": reading.skipped.samples,
+        "lines": reading.lines,
+        "continued": reading.continued,
     }
 
 
 def _copy_tokens(job: Job, piece: Piece, part: _Part) -> None:
     for tokens, lengths in read_tokens(open_store(local_store(piece.path, job.config)), piece.begin, piece.end):
         part.add(tokens, lengths, contents_of_tokens(tokens, lengths))
-
-
-def _tokenize(job: Job, piece: Piece, part: _Part, skipped: Skipped, read: Counter[str]) -> None:
-    tokenize = _unpickled(job.tokenize)
-    frame = sum(token is not None for token in (tokenize.bos_token_id, tokenize.eod_token_id))
-    for places, texts in _batches(job, piece, skipped):
-        documents = tokenize.map_batch(texts)
-        kept = [n for n, tokens in enumerate(documents) if len(tokens)]
-        if len(kept) < len(documents):
-            for empty in sorted(set(range(len(documents))) - set(kept)):
-                bad = BadRecord.of("empty text", _NO_TOKENS, texts[empty])
-                _leave_out(bad, job, piece, places[empty], skipped)
-            documents = [documents[n] for n in kept]
-        if not kept:
-            continue
-        lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
-        read["tokens"] += int(lengths.sum()) - frame * len(kept)
-        read["bytes"] += sum(len(texts[n]) if texts[n].isascii() else len(texts[n].encode()) for n in kept)
-        part.add(np.concatenate(documents), lengths, (texts[n].encode() for n in kept))
-
-
-def _batches(job: Job, piece: Piece, skipped: Skipped) -> Iterator[tuple[list[int], list[str]]]:
-    """Texts, and their places in the piece, in batches small enough for any memory and large enough for all threads."""
-    places: list[int] = []
-    texts: list[str] = []
-    size = 0
-    sampled = len(skipped.samples)
-    for place, text in read_texts(piece, job.config):
-        if isinstance(text, BadRecord):
-            _leave_out(text, job, piece, place, skipped)
-            continue
-        places.append(place)
-        texts.append(text)
-        size += len(text)
-        if size >= _BATCH_CHARACTERS or len(texts) == _BATCH_TEXTS:
-            yield places, texts
-            places, texts, size = [], [], 0
-    if texts:
-        yield places, texts
-    if len(skipped.samples) > sampled:
-        # Those without tokens are found later than the others of their batch.
-        samples = sorted(skipped.samples[sampled:], key=itemgetter("place"))
-        # Where the piece begins in its file is costly to find out, and the same for all of them.
-        unit, first = place_of(piece, job.config, 0)
-        for sample in samples:
-            sample[unit] = first + sample.pop("place")
-        skipped.samples[sampled:] = samples
-
-
-def _leave_out(bad: BadRecord, job: Job, piece: Piece, place: int, skipped: Skipped) -> None:
-    """Count a bad record, or raise, as the config says."""
-    if job.config.on_error == "raise":
-        unit, number = place_of(piece, job.config, place)
-        raise PrepareError(
-            f"{public(piece.path)}, {unit} {number}: {bad.message} "
-            'Mend it, or leave such records out with --on-error skip (on_error="skip").'
-        )
-    skipped.add(bad, public(piece.path), place)
 
 
 @functools.lru_cache(maxsize=1)
