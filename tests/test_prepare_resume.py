@@ -492,7 +492,7 @@ def test_a_part_of_a_file_that_changed_under_the_reader_is_not_kept(bench, corpu
 def test_a_line_reader_knows_where_its_piece_ends(bench, corpus):
     config = bench.config(corpus)
     piece = Piece(str(corpus), "jsonl", None, 0, corpus.stat().st_size, 1, "")
-    assert len(list(read_texts(piece, config))) == 150
+    assert sum(text is not None for _, text in read_texts(piece, config)) == 150
     shorten(corpus)
     with pytest.raises(PrepareError, match="shorter"):
         list(read_texts(piece, config))
