@@ -248,6 +248,11 @@ def test_files_that_are_no_data_are_named(bench, corpus_folder, caplog):
         bench.prepare(corpus_folder)
     (said,) = [record.getMessage() for record in caplog.records if "no data" in record.getMessage()]
     assert said.startswith(f"{corpus_folder}/README, {corpus_folder}/b.png, {corpus_folder}/c.csv and 1 more file at ")
+    store = bench.prepare(corpus_folder / "a.jsonl")
+    caplog.clear()
+    with caplog.at_level("INFO", "xlstm_jax"):
+        bench.prepare(store)
+    assert "no data" not in caplog.text
 
 
 def test_a_file_that_is_named_by_two_names_is_told_of(bench, corpus_folder, caplog):

@@ -235,7 +235,9 @@ def test_files_of_all_formats_may_have_names_that_are_no_utf_8(bench, name, capf
         ".arrow": lambda: feather.write_feather(table, path, compression="uncompressed"),
         ".array_record": lambda: write_array_record(path, TEXTS[:9]),
         ".txt": lambda: path.write_text("\n\n".join(TEXTS[:9])),
-        ".idx": lambda: write_token_store(path, bench.tokenizer.encode_batch(TEXTS[:9]), dtype=np.uint16),
+        ".idx": lambda: write_token_store(
+            path, [np.append(tokens, EOD) for tokens in bench.tokenizer.encode_batch(TEXTS[:9])], dtype=np.uint16
+        ),
     }
     write[path.suffix]()
     folder.mkdir()
@@ -373,12 +375,71 @@ def test_lengths_that_are_not_those_of_the_records_are_found(bench, corpus):
     assert any("are not those of the records" in line for line in verify(store))
 
 
-def test_counts_that_do_not_agree_are_found(bench, corpus):
+def rewrite_manifest(folder, change):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("output_format", ["token_store", "array_record"])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"documents": 151}, r"manifest\.json: it should have 151 documents, and there are 150"),
+        (
+            {"eod_token_id": 7},
+            r"shard-00000: 150 of 150 documents do not end with the manifest's token 7; .* document 0",
+        ),
+        ({"bos_token_id": 7}, r"shard-00000: 150 of 150 documents do not begin with the manifest's token 7"),
+        ({"vocab_size": 200}, r"shard-00000: \d+ of 150 documents do not keep to the 200 ids .* is document \d+"),
+        ({"dtype": "uint8"}, r"shard-00000: its tokens are (uint16|int32), and uint8 by the manifest"),
+        ({"length_histogram": {"1": 150}}, r"length_histogram has 150 documents at 1, and there are 0"),
+        ({"tokens": "many"}, r"manifest\.json is damaged: tokens is not a count"),
+        ({"length_histogram": {"x": 1}}, r"damaged: length_histogram is not by token counts"),
+        ({"skipped": [1]}, r"damaged: skipped is not an object of counts"),
+        ({"shards": [{"name": "shard-00000"}]}, r"damaged: .*missing .* arguments"),
+        ({"shards": "none"}, r"manifest\.json is damaged"),
+    ],
+)
+def test_a_manifest_that_is_not_true_of_the_store_is_found(bench, corpus, wrong, said, output_format, capsys):
+    store = bench.prepare(corpus, output_format=output_format, shard_bytes=10**6)
+    rewrite_manifest(store, lambda manifest: manifest.update(wrong))
+    assert main(["verify", str(store)]) == 1
+    assert re.search(said, capsys.readouterr().out)
+    if "damaged" in said:
+        assert main(["info", str(store)]) == 1
+        assert re.search(said, capsys.readouterr().err)
+
+
+def test_a_manifest_without_the_facts_of_a_file_is_damaged(bench, corpus):
     store = bench.prepare(corpus)
-    manifest = json.loads((store / "manifest.json").read_text())
-    manifest["documents"] += 1
-    (store / "manifest.json").write_text(json.dumps(manifest))
-    assert any("it should have 151 documents" in line for line in verify(store))
+    rewrite_manifest(store, lambda manifest: manifest["shards"][1]["files"]["shard-00001.bin"].pop("sha256"))
+    (said,) = verify(store)
+    assert "damaged: shards[1].files['shard-00001.bin'] is not an object of bytes and sha256" in said
+
+
+def test_manifests_of_splits_that_do_not_fit_that_of_all_are_found(bench, corpus):
+    store = bench.prepare(corpus, splits={"train": 0.8, "validation": 0.2})
+    rewrite_manifest(store / "train", lambda manifest: manifest.update(tokenizer_fingerprint="feed", duplicates=1))
+    found = verify(store)
+    assert any(line.startswith("train/manifest.json: tokenizer_fingerprint is feed, and ") for line in found)
+    assert "manifest.json: it should have 0 duplicates, and there are 1." in found
+    (store / "train" / "manifest.json").unlink()
+    flip_a_byte(store / "validation" / "shard-00000.bin")
+    found = verify(store)
+    assert len(found) >= 2
+    assert "There is no manifest.json" in found[0]
+    assert "validation: shard-00000.bin: its checksum is" in found[1]
+
+
+def test_verify_shows_how_far_it_is(bench, corpus):
+    store = bench.prepare(corpus, splits={"train": 0.8, "validation": 0.2})
+    shares = []
+    assert verify(store, watch=lambda progress: shares.append((progress.done_bytes, progress.documents))) == []
+    shards = [path for path in store.rglob("shard-*") if path.suffix in (".bin", ".idx")]
+    assert len(shares) == len(shards) / 2 > 3
+    assert shares == sorted(set(shares))
+    assert shares[-1] == (sum(path.stat().st_size for path in shards), 150)
 
 
 @pytest.mark.parametrize(

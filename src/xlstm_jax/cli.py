@@ -127,8 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     checked = add(
         "verify",
         _verify,
-        "check a store's checksums, indexes and counts",
-        "Check every checksum, index and count of a store, and name what is broken.\n"
+        "check a store's checksums, indexes, counts and tokens",
+        "Check every checksum, index, count and token of a store, and name what is broken.\n"
         "The exit code is 0 where nothing is.",
     )
     shown = add("info", _info, "show what a store holds", "Show what a store's manifest says.")
@@ -316,7 +316,8 @@ def _prepare(parsed: argparse.Namespace) -> int:
 
 
 def _verify(parsed: argparse.Namespace) -> int:
-    broken = verify(parsed.folder)
+    with terminal() as watch:
+        broken = verify(parsed.folder, watch=watch)
     _say("\n".join(broken) if broken else f"{parsed.folder} is sound.")
     return 1 if broken else 0
 

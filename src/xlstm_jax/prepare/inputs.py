@@ -102,7 +102,9 @@ def _files_of(named: str, config: PrepareConfig) -> Iterator[InputFile]:
             f"None of the {len(files)} files at {public(named)} has a name that tells its format "
             f"({', '.join(sorted(_FORMATS))}); name it with --input-format."
         )
-    if left_out := sorted({file.path for file in found} - {file.path for file in data}):
+    known = {path for file in data for path in (file.path, store_pair(file.path)[1])}
+    known |= {file.path for file in found if file.path.rpartition("/")[2] in _DESCRIPTIONS}
+    if left_out := [file.path for file in found if file.path not in known]:
         LOGGER.info("%s at %s: no data by their names, and left out.", _some(left_out), public(named))
     yield from (_input_file(file, config) for file in data)
 

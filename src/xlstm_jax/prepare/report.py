@@ -14,7 +14,8 @@ def info(folder: Path) -> str:
     """What the store in a folder holds, in lines of text.
 
     Raises:
-        PrepareError: The folder holds no finished store.
+        FileNotFoundError: The folder holds no finished store.
+        ValueError: Its manifest is damaged, or of another version.
     """
     manifest = read_manifest(folder)
     lines = [describe(manifest)]

@@ -5,7 +5,7 @@ It is the last file that `xlstm_jax.prepare` writes: a folder with a manifest is
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,42 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         shards = tuple(Shard(**shard) for shard in content.pop("shards"))
-        return Manifest(**content | {"shards": shards, "splits": tuple(content["splits"])})
+        manifest = Manifest(**content | {"shards": shards, "splits": tuple(content["splits"])})
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged: {error}.") from error
+    for name, kind, good in _kinds(manifest):
+        if not good:
+            raise ValueError(f"{path} is damaged: {name} is not {kind}.")
+    return manifest
+
+
+def _kinds(manifest: Manifest) -> Iterator[tuple[str, str, bool]]:
+    """What there is in a manifest, what it must be, and whether it is that."""
+    for name in ("documents", "tokens", "text_bytes", "text_tokens", "duplicates"):
+        yield name, "a count", _is_count(getattr(manifest, name))
+    for name in ("vocab_size", "eod_token_id", "bos_token_id"):
+        value = getattr(manifest, name)
+        yield name, "a number, nor null", value is None or _is_count(value)
+    for name in ("format", "dtype"):
+        yield name, "a word", isinstance(getattr(manifest, name), str)
+    for name in ("settings", "inputs"):
+        yield name, "an object", isinstance(getattr(manifest, name), Mapping)
+    for name in ("skipped", "length_histogram"):
+        counts = getattr(manifest, name)
+        yield name, "an object of counts", isinstance(counts, Mapping) and all(map(_is_count, counts.values()))
+    yield "length_histogram", "by token counts", all(low.isdecimal() for low in manifest.length_histogram)
+    yield "splits", "a list of names", all(isinstance(split, str) for split in manifest.splits)
+    for place, shard in enumerate(manifest.shards):
+        where = f"shards[{place}]"
+        yield f"{where}.name", "a name", isinstance(shard.name, str)
+        for name in ("documents", "tokens"):
+            yield f"{where}.{name}", "a count", _is_count(getattr(shard, name))
+        yield f"{where}.source", "an object", isinstance(shard.source, Mapping)
+        yield f"{where}.files", "an object of files", isinstance(shard.files, Mapping)
+        for name, facts in shard.files.items():
+            good = isinstance(facts, Mapping) and _is_count(facts.get("bytes")) and isinstance(facts.get("sha256"), str)
+            yield f"{where}.files[{name!r}]", "an object of bytes and sha256", good
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
