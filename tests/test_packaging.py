@@ -1,7 +1,11 @@
 """What is installed: extras with the names that errors tell, the command, and nothing that is not needed."""
 
 import ast
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -48,3 +52,25 @@ def test_neither_tensorflow_nor_torch_is_needed():
     assert not [
         r for group in (PROJECT["dependencies"], *EXTRAS.values()) for r in group if re.match("tensor|torch", r)
     ]
+
+
+def test_where_nothing_can_be_written_functions_are_compiled_anew_and_that_is_said_once(tmp_path):
+    package = tmp_path / "xlstm_jax" / "dataset"
+    package.mkdir(parents=True)
+    for name in ("__init__.py", "dataset/__init__.py", "dataset/kernels.py", "dataset/order.py"):
+        shutil.copy(ROOT / "src" / "xlstm_jax" / name, tmp_path / "xlstm_jax" / name)
+    # Folders that cannot be made, for whomever: a file stands where each of them would.
+    for path in (package / "__pycache__", tmp_path / "file"):
+        path.touch()
+    code = (
+        "from xlstm_jax.dataset.order import keyed_permutation, keyed_permutation_plain\n"
+        "assert keyed_permutation(70, 1, 0, 70).tolist() == keyed_permutation_plain(70, 1, 0, 70)"
+    )
+    places = {name: str(tmp_path / "file") for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
+    environment = os.environ | places | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Let NUMBA_CACHE_DIR name one that can be") == 1
+    assert done.stderr.count("\n") == 1

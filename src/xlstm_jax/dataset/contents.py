@@ -139,7 +139,7 @@ def _refuse_another_way(run: Run, start: Position, position: Position, step: int
     """Refuse a position that this run, from `start` on, does not come to."""
     progress = Progress(run, start)
     plans = _plans(run, start, drop_remainder=False, one_epoch=one_epoch)
-    while _step(progress.standing) < _step(position) and (plan := next(plans, None)) is not None:
+    while progress.standing.moment.step < _step(position) and (plan := next(plans, None)) is not None:
         progress.deliver(plan.after)
     if not _same_place(progress.position, position):
         raise PositionError(

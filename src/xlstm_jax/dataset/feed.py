@@ -140,6 +140,7 @@ class RowFeed:
         self._begin(run, run.start())
 
     def _begin(self, run: Run, position: Position) -> None:
+        self._num_epochs = [dataset.num_epochs for dataset in run.datasets]
         self._run = run
         self._begun_at = position
         self._progress = Progress(run, position)
@@ -156,14 +157,15 @@ class RowFeed:
 
     @property
     def _ends(self) -> bool:
-        return self._one_epoch or None not in [dataset.num_epochs for dataset in self._run.datasets]
+        return self._one_epoch or None not in self._num_epochs
 
     def tasks(self) -> Iterator[Callable[[], HostBatch]]:
         """See `Feed.tasks`."""
         planner = self._run.plan_from(self._progress.position, self._lanes, self._readers, one_epoch=self._one_epoch)
         self._end = EndOfData(AGREE_EVERY) if self._spread and self._ends else None
         plans = _plans(planner, self._has_rows) if self._end is None else self._end.plans(planner, self._has_rows)
-        return (partial(_build, plan, ahead, self._sharding, self._run, self._buffers) for plan, ahead in plans)
+        builder = _Builder(self._run, self._sharding, self._buffers)
+        return (partial(builder.build, plan, ahead) for plan, ahead in plans)
 
     def _has_rows(self, plan: BatchPlan) -> bool:
         return bool(plan.rows) and (plan.whole or not self._drop_remainder)
@@ -179,7 +181,7 @@ class RowFeed:
     def at_pass_end(self) -> bool:
         """See `Feed.at_pass_end`."""
         position = self._progress.standing
-        epochs = [dataset.num_epochs for dataset in self._run.datasets]
+        epochs = self._num_epochs
         last = self._one_epoch or (None not in epochs and position.passes + 1 >= max(e or 0 for e in epochs))
         if last:
             return False  # It ends with the data.
@@ -280,18 +282,28 @@ def _plans(planner: Planner, has_rows: Callable[[BatchPlan], bool]) -> Iterator[
         yield plan, ()
 
 
-def _build(
-    plan: BatchPlan, ahead: Sequence[bool], sharding: BatchSharding, run: Run, buffers: HostBuffers
-) -> HostBatch:
-    ranges = sharding.rows(plan.size)
-    needed, count = cut_runs(plan.runs, ranges), sum(stop - start for start, stop in ranges)
-    sources = [dataset.source for dataset in run.datasets]
-    formats = [dataset.row_format.of_length(plan.row_length) for dataset in run.datasets]
-    with stage("read", f"documents of the batch of step {plan.step}"):
-        rows = assemble(needed, count, sources, formats, buffers)
-    if not all(dataset.apply_padding for dataset in run.datasets):
-        _refuse_padding(rows, plan.step)
-    return HostBatch(plan.size, rows._asdict(), plan.after, ahead)
+class _Builder:
+    """Builds batches of a run: what is the same for all of them is found out once."""
+
+    def __init__(self, run: Run, sharding: BatchSharding, buffers: HostBuffers) -> None:
+        self._sharding = sharding
+        self._buffers = buffers
+        self._sources = [dataset.source for dataset in run.datasets]
+        self._formats = [dataset.row_format for dataset in run.datasets]
+        self._padded = all(dataset.apply_padding for dataset in run.datasets)
+
+    def build(self, plan: BatchPlan, ahead: Sequence[bool]) -> HostBatch:
+        """The rows of a batch that this process needs."""
+        ranges = self._sharding.rows(plan.size)
+        needed, count = cut_runs(plan.runs, ranges), sum(stop - start for start, stop in ranges)
+        formats = self._formats
+        if plan.row_length != formats[0].length:
+            formats = [how.of_length(plan.row_length) for how in formats]
+        with stage("read", f"documents of the batch of step {plan.step}"):
+            rows = assemble(needed, count, self._sources, formats, self._buffers)
+        if not self._padded:
+            _refuse_padding(rows, plan.step)
+        return HostBatch(plan.size, rows._asdict(), plan.after, ahead)
 
 
 def _refuse_padding(rows: RowArrays, step: int) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -157,16 +157,20 @@ class BatchSharding:
         if not ranges:
             return jax.make_array_from_single_device_arrays(shape, sharding, [], dtype=array.dtype)
 
-        def part(index: tuple[slice, ...]) -> NDArray[np.int32]:
-            start, stop, _ = index[0].indices(size)
-            before = 0
-            for low, high in ranges:
-                if low <= start and stop <= high:
-                    return array[(slice(before + start - low, before + stop - low), *index[1:])]
-                before += high - low
-            raise AssertionError(f"rows {start} to {stop} are not among {ranges}")
+        return jax.make_array_from_callback(shape, sharding, partial(_part, array, size, ranges))
 
-        return jax.make_array_from_callback(shape, sharding, part)
+
+def _part(
+    array: NDArray[np.int32], size: int, ranges: Sequence[tuple[int, int]], index: tuple[slice, ...]
+) -> NDArray[np.int32]:
+    """What a device holds of an array of `size` rows, of which these ranges are here, end to end."""
+    start, stop, _ = index[0].indices(size)
+    before = 0
+    for low, high in ranges:
+        if low <= start and stop <= high:
+            return array[(slice(before + start - low, before + stop - low), *index[1:])]
+        before += high - low
+    raise AssertionError(f"rows {start} to {stop} are not among {ranges}")
 
 
 @lru_cache(maxsize=64)

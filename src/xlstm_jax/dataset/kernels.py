@@ -1,11 +1,15 @@
 """Native code: how functions over arrays are compiled."""
 
+import functools
+import logging
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import numba
 
 __all__ = ["kernel"]
+
+LOGGER = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -14,7 +18,22 @@ T = TypeVar("T")
 def kernel(function: Callable[P, T]) -> Callable[P, T]:
     """`function` compiled on first use, kept on disk, and run without the interpreter lock; it keeps its type.
 
+    Where no folder can be written, it is compiled in each process anew.
+
     Numba turns uint64 with a Python integer into float64: kernels on uint64 take every constant as `np.uint64`.
     """
-    compiled: Callable[P, T] = numba.njit(cache=True, nogil=True)(function)
+    compiled: Callable[P, T]
+    try:
+        compiled = numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # Numba has looked for a folder, and found none.
+        _say_that_none_is_kept()
+        compiled = numba.njit(nogil=True)(function)
     return compiled
+
+
+@functools.cache
+def _say_that_none_is_kept() -> None:
+    LOGGER.warning(
+        "Compiled functions cannot be kept, so that each process compiles them anew, which takes some 30 s: neither "
+        "the folder of this package can be written, nor your cache folder. Let NUMBA_CACHE_DIR name one that can be."
+    )

@@ -188,6 +188,8 @@ class Rounds:
         self.first = first
         self._counts = np.array(sequence.counts, dtype=np.int64)
         self._entries = np.zeros((0, num_shards), dtype=np.int32)
+        self._dealt: list[list[int]] = []
+        """The same: a single number out of a list is had five times as fast as out of an array."""
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -196,9 +198,9 @@ class Rounds:
 
     def dataset(self, number: int, lane: int) -> int:
         """Which dataset `lane` reads in round `number`."""
-        while number - self.first >= len(self._entries):
+        while number - self.first >= len(self._dealt):
             self._extend()
-        return int(self._entries[number - self.first, lane])
+        return self._dealt[number - self.first][lane]
 
     def forget_before(self, number: int) -> None:
         """Drop the rounds that no lane needs any more."""
@@ -208,7 +210,7 @@ class Rounds:
             self._extend()
         passed = self._entries[: number - self.first]
         self._counts += np.bincount(passed.ravel(), minlength=len(self._counts))
-        self._entries = self._entries[len(passed) :]
+        self._entries, self._dealt = self._entries[len(passed) :], self._dealt[len(passed) :]
         self.first += len(passed)
 
     def turns(self, number: int) -> NDArray[np.int64]:
@@ -223,6 +225,7 @@ class Rounds:
             dealt = [self.turns(start + i) for i in range(self.CHUNK)]
             entries = np.take_along_axis(entries, np.stack(dealt), axis=1)
         self._entries = np.concatenate([self._entries, entries])
+        self._dealt += entries.tolist()
 
 
 def turns(weights: Sequence[int], num_shards: int, start: int, number: int) -> NDArray[np.int64]:

@@ -3,15 +3,24 @@
 import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from xlstm_jax.dataset.config import DatasetConfig
 from xlstm_jax.dataset.places import Standing
-from xlstm_jax.dataset.position import DatasetPosition, Position
+from xlstm_jax.dataset.position import Position, StagePosition
 from xlstm_jax.dataset.run import Run
-from xlstm_jax.dataset.schedule import BEGIN
+from xlstm_jax.dataset.schedule import BEGIN, Moment
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "Stand"]
+
+
+class Stand(NamedTuple):
+    """How far a run has come."""
+
+    moment: Moment
+    place: int
+    passes: int
+    """Passes that have ended."""
 
 
 class Progress:
@@ -29,6 +38,8 @@ class Progress:
         self._run = run
         self._lock = threading.Lock()
         self._position = position
+        self._now: Position | Standing = position
+        """Where the run stands, but for the cursors. A position is made of it when one is asked for."""
         self._cursors = {name: list(dataset.cursors) for name, dataset in position.datasets.items()}
         self._names = [dataset.name for dataset in run.datasets]
         self._drawn = [position.drawn[name] for name in self._names]
@@ -42,38 +53,21 @@ class Progress:
             self._deliver(after)
 
     def _deliver(self, after: Standing) -> None:
+        if after.stage.number != self._now.stage.number:
+            # Everything but the weights stands as it did before this batch.
+            before = self._snapshot()
+            stage, weights = self._stage(after), dict(zip(self._names, after.stage.weights, strict=True))
+            self._history.append(self._record(dataclasses.replace(before, stage=stage, weights=weights)))
         for (dataset, lane), cursor in after.moved.items():
             self._cursors[self._names[dataset]][lane] = cursor
-        position, stage = self._position, after.stage
-        if stage.number != position.stage.number:
-            # Everything but the weights stands as it did before this batch.
-            began = dataclasses.replace(
-                position.stage, number=stage.number, in_mixture=stage.in_mixture, start=stage.start
-            )
-            weights = dict(zip(self._names, stage.weights, strict=True))
-            self._history.append(self._record(dataclasses.replace(self._snapshot(), stage=began, weights=weights)))
         self._drawn = [had + more for had, more in zip(self._drawn, after.drawn, strict=True)]
-        self._position = dataclasses.replace(
-            position,
-            moment=after.moment,
-            place=after.place,
-            row_length=after.row_length,
-            stage=dataclasses.replace(
-                position.stage, number=stage.number, in_mixture=stage.in_mixture, start=stage.start
-            ),
-            weights=dict(zip(self._names, stage.weights, strict=True)),
-            counts=dict(zip(self._names, stage.counts, strict=True)),
-            datasets=self._with_skipped(after.skipped),
-        )
+        self._now = after
 
-    def _with_skipped(self, skipped: Sequence[frozenset[int]]) -> Mapping[str, DatasetPosition]:
-        datasets = self._position.datasets
-        if all(datasets[name].skipped == bad for name, bad in zip(self._names, skipped, strict=False)):
-            return datasets
-        return {
-            name: dataclasses.replace(datasets[name], skipped=bad)
-            for name, bad in zip(self._names, skipped, strict=True)
-        }
+    def _stage(self, now: Standing) -> StagePosition:
+        stage = now.stage
+        return dataclasses.replace(
+            self._position.stage, number=stage.number, in_mixture=stage.in_mixture, start=stage.start
+        )
 
     @property
     def epochs_seen(self) -> dict[str, float]:
@@ -107,9 +101,10 @@ class Progress:
             self._position = dataclasses.replace(self._position, passes=number)
 
     @property
-    def standing(self) -> Position:
-        """Where the run stands, but for the cursors: what can be asked at every step."""
-        return self._position
+    def standing(self) -> Stand:
+        """Where the run stands, in numbers: what can be asked at every step."""
+        now = self._now
+        return Stand(now.moment, now.place, self._position.passes)
 
     @property
     def position(self) -> Position:
@@ -118,13 +113,25 @@ class Progress:
             return self._snapshot()
 
     def _snapshot(self) -> Position:
-        datasets: dict[str, Any] = {
-            name: dataclasses.replace(dataset, cursors=tuple(self._cursors[name]))
-            for name, dataset in self._position.datasets.items()
+        position, now = self._position, self._now
+        if isinstance(now, Standing):
+            position = dataclasses.replace(
+                position,
+                moment=now.moment,
+                place=now.place,
+                row_length=now.row_length,
+                stage=self._stage(now),
+                weights=dict(zip(self._names, now.stage.weights, strict=True)),
+                counts=dict(zip(self._names, now.stage.counts, strict=True)),
+            )
+        skipped = dict(zip(self._names, now.skipped, strict=True)) if isinstance(now, Standing) and now.skipped else {}
+        datasets = {
+            name: dataclasses.replace(
+                dataset, cursors=tuple(self._cursors[name]), skipped=skipped.get(name, dataset.skipped)
+            )
+            for name, dataset in position.datasets.items()
         }
-        return dataclasses.replace(
-            self._position, datasets=datasets, drawn=dict(zip(self._names, self._drawn, strict=True))
-        )
+        return dataclasses.replace(position, datasets=datasets, drawn=dict(zip(self._names, self._drawn, strict=True)))
 
     @property
     def history(self) -> list[dict[str, Any]]:
