@@ -20,6 +20,7 @@ import on_the_fly
 import overlap
 import picture
 import planning
+import report
 import starting
 import throughput
 from goals import goals, show
@@ -67,7 +68,7 @@ def _run(measures: dict[str, Any], options: argparse.Namespace) -> None:
         sys.exit(f"There is no part {options.only!r}; parts are: {', '.join(measures)}.")
     path = options.output / "bench.json"
     # A single part joins those that were measured before; each says when, and beside what load.
-    results = json.loads(path.read_text()) if options.only and path.is_file() else {"measured": {}, "parts": {}}
+    results = _before(path) if options.only and path.is_file() else {"measured": {}, "parts": {}}
     results |= {"machine": machine(), "versions": versions(*PACKAGES)}
     failed: list[str] = []
     begun = time.monotonic()
@@ -86,12 +87,25 @@ def _run(measures: dict[str, Any], options: argparse.Namespace) -> None:
         results["measured"][name] = beside
         results["goals"] = [goal._asdict() for goal in goals(results["parts"])]
         path.write_text(json.dumps(results, indent=2) + "\n")
+        if name in report.BENCH and name != "throughput":  # That one has printed its tables.
+            print(report.BENCH[name](results))
         print(show(goals({name: results["parts"][name]})), flush=True)
     picture.draw(results["parts"], options.output / "bench.png")
     print(f"\nAll goals, on {results['machine']['cores']} cores:\n{show(goals(results['parts']))}")
     print(f"\nWritten to {path} and {options.output / 'bench.png'}; `make clean` removes them, and 6 GB of stores.")
     if failed:
         sys.exit(f"Failed, see above: {', '.join(failed)}.")
+
+
+def _before(path: Path) -> dict[str, Any]:
+    """What was measured before, but for parts that another version of these benchmarks has written otherwise."""
+    results: dict[str, Any] = json.loads(path.read_text())
+    for name, part in list(results["parts"].items()):
+        try:
+            goals({name: part})
+        except LookupError:
+            del results["parts"][name], results["measured"][name]
+    return results
 
 
 def _guard(table: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import meshes
 import processes
-from loading import Job, Streamed, assert_same, draw, make_documents
+from loading import FIELDS, Job, Streamed, assert_same, draw, make_documents
 from xlstm_jax.dataset import (
     PositionError,
     RecordError,
@@ -88,6 +88,9 @@ def load_in_a_process() -> dict:
             job = end_job(case, drop_remainder, prefetch=2 if drop_remainder else 0)
             with meshes.make_loader(job, *meshes.make_mesh("one axis")) as loader:
                 report[case, drop_remainder] = [meshes.held(batch) for batch in meshes.take(loader, MANY)]
+    with make_job(hosts=jax.process_count()).loader(jax.process_index(), global_mesh=None) as loader:
+        report["host arrays"] = draw(loader, STEPS)
+        report["position"] = loader.get_state()
     return report
 
 
@@ -200,6 +203,17 @@ def reports_of(tmp_path_factory):
 def test_processes_hold_the_streamed_batches_of_one_process(reports_of, count, mesh):
     alone = draw(make_job().loader(), STEPS)
     assert_same(meshes.put_all_together(report[mesh] for report in reports_of(count)), alone)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_without_a_mesh_processes_hold_their_rows_of_the_streamed_batches_and_agree_on_the_position(reports_of, count):
+    parts = [report["host arrays"] for report in reports_of(count)]
+    whole = [
+        {name: np.concatenate([part[name] for part in step]) for name in FIELDS} for step in zip(*parts, strict=True)
+    ]
+    with make_job().loader() as alone:
+        assert_same(whole, draw(alone, STEPS))
+        assert [report["position"] for report in reports_of(count)] == [alone.get_state()] * count
 
 
 @pytest.mark.parametrize("num_epochs", [None, 1])
