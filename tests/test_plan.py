@@ -199,6 +199,7 @@ def test_a_plan_is_printed_drawn_and_given_as_json(stores, capsys):
     text = capsys.readouterr().out
     assert "25 steps" in text
     assert "Stage 1:" in text
+    assert re.search(r"web +█+\S+ +47\.\d+% of rows, +4\d\.\d+% of tokens", text)
     assert picture.stat().st_size > 10_000
     assert main(["plan", path, "--json", "--steps", "7"]) == 0
     numbers = json.loads(capsys.readouterr().out)
@@ -315,3 +316,17 @@ def test_a_loader_from_a_file_is_that_of_any_host(stores):
     for incomplete in ({}, {"dataloading_host_index": 0}):
         with pytest.raises(ValueError, match="Pass both dataloading_host_index and dataloading_host_count"):
             make_iterator_from_file(path, None, **incomplete)
+
+
+def test_a_plan_of_many_datasets_and_of_a_long_ramp_is_shown_in_short(stores, capsys):
+    names = [f"d{number}" for number in range(40)]
+    config = {"steps": 60, "datasets": [{"name": name, "path": "web"} for name in names],
+              "dataset_weights": [*range(1, 40), 0],
+              "batch_schedule": {"linear": {"start": 8, "increment": 8, "samples": 2000}},
+              "global_batch_size": 256}  # fmt: skip
+    assert main(["plan", str(write(stores, config)), "--picture", str(stores / "many.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert [line for line in lines if "more changes" in line] == ["  … 9 more changes"]
+    assert sum("% of rows" in line for line in lines) == 12
+    assert any(line.startswith("  28 more") for line in lines)
