@@ -56,9 +56,7 @@ def test_neither_tensorflow_nor_torch_is_needed():
 
 def test_where_nothing_can_be_written_functions_are_compiled_anew_and_that_is_said_once(tmp_path):
     package = tmp_path / "xlstm_jax" / "dataset"
-    package.mkdir(parents=True)
-    for name in ("__init__.py", "dataset/__init__.py", "dataset/kernels.py", "dataset/order.py"):
-        shutil.copy(ROOT / "src" / "xlstm_jax" / name, tmp_path / "xlstm_jax" / name)
+    shutil.copytree(ROOT / "src" / "xlstm_jax", package.parent, ignore=shutil.ignore_patterns("__pycache__"))
     # Folders that cannot be made, for whomever: a file stands where each of them would.
     for path in (package / "__pycache__", tmp_path / "file"):
         path.touch()
