@@ -1,11 +1,13 @@
 """Every format of the input gives the documents that it holds, in their order, whatever the cuts."""
 
+import contextlib
 import functools
 import gzip
 import http.server
 import json
 import re
 import threading
+from pathlib import Path
 
 import datasets
 import fsspec
@@ -21,7 +23,9 @@ from pyarrow import feather
 
 from preparing import Bench, content_of, interrupt_after, make_texts, write_array_record, write_jsonl
 from xlstm_jax.dataset.sources import TokenStore, open_source, write_token_store
-from xlstm_jax.prepare import PrepareError, prepare, read_manifest
+from xlstm_jax.prepare import PrepareError, access, copies, prepare, read_manifest
+from xlstm_jax.prepare.access import copy_file
+from xlstm_jax.prepare.inputs import list_inputs
 
 TEXTS = make_texts(150)
 
@@ -396,17 +400,69 @@ def test_files_are_read_over_http_and_signatures_are_kept_out_of_the_manifest(be
     assert "geheim" not in (store / "manifest.json").read_text()
 
 
-@pytest.mark.parametrize("on_error", ["raise", "skip"])
-def test_a_file_of_a_server_without_ranges_is_read_in_one_piece(bench, on_error):
-    folder = bench.folder / "served"
-    folder.mkdir()
-    write_jsonl(folder / "a.jsonl", TEXTS)
-    handler = functools.partial(_Quiet, directory=str(folder))
+@pytest.mark.parametrize(("name", "workers"), [("a.jsonl", 0), ("a.jsonl.gz", 0), ("a.parquet", 2)])
+def test_large_files_of_a_server_that_gives_no_parts_are_fetched_whole(bench, name, workers):
+    path = bench.folder / "served" / name
+    path.parent.mkdir()
+    # What comes besides the text is more than the largest part that fsspec asks for at a time.
+    padding = np.random.default_rng(0).bytes(6 << 20).hex()
+    if name == "a.parquet":
+        table = pa.table({"other": [padding] + [""] * 149, "text": TEXTS})
+        pq.write_table(table, path, row_group_size=40, compression="none")
+    else:
+        write_jsonl(path, [{"text": TEXTS[0], "other": padding}, *TEXTS[1:]])
+    assert path.stat().st_size > 5 << 20
+    handler = functools.partial(_Quiet, directory=str(path.parent))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        store = bench.prepare(f"http://127.0.0.1:{server.server_port}/a.jsonl", on_error=on_error)
+        store = bench.prepare(f"http://127.0.0.1:{server.server_port}/{name}", workers=workers)
         server.shutdown()
     assert bench.texts_of(store) == TEXTS
+    assert not (store / ".unfinished").exists()
+
+
+def test_a_few_remote_files_are_copied_at_a_time_and_no_more(bench, monkeypatch):
+    fs = fsspec.filesystem("memory")
+    write_array_record(bench.folder / "a", TEXTS[:5])
+    for number in range(9):
+        fs.pipe(f"/many/{number}.array_record", (bench.folder / "a").read_bytes())
+    together = threading.Barrier(3)
+    at_a_time, most = [], []
+
+    def copy(*given):
+        at_a_time.append(given)
+        most.append(len(at_a_time))
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(20)
+        copy_file(*given)
+        at_a_time.pop()
+
+    monkeypatch.setattr(copies, "copy_file", copy)
+    try:
+        store = bench.prepare("memory://many")
+    finally:
+        fs.rm("/many", recursive=True)
+    assert bench.texts_of(store) == TEXTS[:5] * 9
+    assert 3 <= max(most) <= 4
+    assert not together.broken
+
+
+def test_copies_that_nobody_waits_for_are_given_up(bench, monkeypatch):
+    fs = fsspec.filesystem("memory")
+    write_array_record(bench.folder / "a", TEXTS[:5])
+    for number in range(9):
+        fs.pipe(f"/many/{number}.array_record", (bench.folder / "a").read_bytes())
+    config = bench.config("memory://many")
+    ahead = copies.copied_ahead(list_inputs(config), config)
+    try:
+        first, copy = next(ahead)
+        copy.result(20)
+        monkeypatch.setattr(access, "_open_stream", lambda *_: pytest.fail("A copy was begun."))
+        ahead.close()
+    finally:
+        fs.rm("/many", recursive=True)
+    assert Path(copies.readable(first.path, config)).is_file()
+    assert not list(config.output.rglob("*.part"))
 
 
 @pytest.mark.parametrize("error", [PermissionError("The token has expired."), TimeoutError(), OSError("Reset.")])

@@ -10,9 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xlstm_jax.dataset.sources.manifest import MANIFEST, is_unfinished
+from xlstm_jax.prepare.access import open_file
 from xlstm_jax.prepare.config import AUTO, PrepareConfig
 from xlstm_jax.prepare.errors import PrepareError
-from xlstm_jax.prepare.storage import StoredFile, find, find_one, identity_of, is_url, open_file, public, store_pair
+from xlstm_jax.prepare.storage import StoredFile, find, find_one, identity_of, is_url, public, store_pair
 
 __all__ = ["InputFile", "list_inputs", "refuse_changed"]
 

@@ -8,11 +8,12 @@ from typing import Any, BinaryIO
 
 from xlstm_jax.dataset.sources.decompression import DamagedError, decompressed
 from xlstm_jax.dataset.sources.extras import require
+from xlstm_jax.prepare.access import open_file
 from xlstm_jax.prepare.columns import decoded, root_columns, text_of_record
 from xlstm_jax.prepare.config import PrepareConfig
-from xlstm_jax.prepare.copies import local_file
+from xlstm_jax.prepare.copies import local_file, readable
 from xlstm_jax.prepare.errors import BadRecord, PrepareError
-from xlstm_jax.prepare.storage import open_file, public
+from xlstm_jax.prepare.storage import public
 from xlstm_jax.prepare.tasks import END_OF_FILE, Piece, is_damage, record_batches
 
 __all__ = ["is_of_lines", "place_of", "read_texts"]
@@ -62,7 +63,7 @@ def place_of(piece: Piece, config: PrepareConfig, place: int) -> tuple[str, int]
     if piece.format == "array_record":
         return "record", piece.begin + place + 1
     if piece.format == "parquet":
-        with open_file(piece.path, config.storage_options) as opened:
+        with open_file(readable(piece.path, config), config.storage_options) as opened:
             metadata = require("pyarrow.parquet", "parquet").ParquetFile(opened).metadata
             before = sum(metadata.row_group(group).num_rows for group in range(piece.begin))
     else:
@@ -117,7 +118,7 @@ def _read_plain_text(piece: Piece, config: PrepareConfig) -> Texts:
         yield from _read_paragraphs(piece, config)
         return
     try:
-        with decompressed(open_file(piece.path, config.storage_options), piece.compression) as opened:
+        with decompressed(open_file(readable(piece.path, config), config.storage_options), piece.compression) as opened:
             content = opened.read()
     except DamagedError as error:
         yield 0, BadRecord.of("damaged file", str(error))
@@ -158,7 +159,7 @@ def _lines(piece: Piece, config: PrepareConfig) -> Iterator[tuple[int, bytes | B
     """The lines that begin in a piece, which begins at the beginning of a line."""
     number = -1
     try:
-        with decompressed(open_file(piece.path, config.storage_options), piece.compression) as opened:
+        with decompressed(open_file(readable(piece.path, config), config.storage_options), piece.compression) as opened:
             if piece.begin:
                 opened.seek(piece.begin)
             left = piece.end - piece.begin
@@ -178,7 +179,7 @@ def _lines(piece: Piece, config: PrepareConfig) -> Iterator[tuple[int, bytes | B
 
 def _read_parquet(piece: Piece, config: PrepareConfig) -> Texts:
     parquet = require("pyarrow.parquet", "parquet")
-    with open_file(piece.path, config.storage_options) as opened:
+    with open_file(readable(piece.path, config), config.storage_options) as opened:
         # Pages are read as they are needed, instead of whole columns of a row group.
         file = parquet.ParquetFile(opened, buffer_size=1 << 20)
         known = file.schema_arrow.names
@@ -275,7 +276,7 @@ def _read_array_record(piece: Piece, config: PrepareConfig) -> Texts:
 def _count_newlines(path: str, end: int, config: PrepareConfig) -> int:
     opened: BinaryIO
     count = 0
-    with open_file(path, config.storage_options) as opened:
+    with open_file(readable(path, config), config.storage_options) as opened:
         while end > 0 and (chunk := opened.read(min(end, _COUNT_BYTES))):
             count += chunk.count(b"\n")
             end -= len(chunk)

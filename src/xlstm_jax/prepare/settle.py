@@ -9,10 +9,11 @@ from typing import Any
 from xlstm_jax.dataset.sources.manifest import MANIFEST, Manifest, read_manifest
 from xlstm_jax.dataset.sources.token_index import DTYPES, HEADER
 from xlstm_jax.dataset.tokenizer import Tokenize, Tokenizer
+from xlstm_jax.prepare.access import copy_file, open_file
 from xlstm_jax.prepare.config import AUTO, PrepareConfig
 from xlstm_jax.prepare.errors import PrepareError
 from xlstm_jax.prepare.inputs import InputFile
-from xlstm_jax.prepare.storage import copy_file, exists, is_url, open_file
+from xlstm_jax.prepare.storage import exists, is_url
 from xlstm_jax.prepare.worker import Job
 
 __all__ = ["settle"]

@@ -1,35 +1,29 @@
 """Where input lies: local files, and files of any fsspec store by their URLs."""
 
-import errno
 import hashlib
-import io
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from xlstm_jax.dataset.sources.extras import require
-from xlstm_jax.dataset.sources.whole_file import whole_file
 from xlstm_jax.prepare.errors import PrepareError
 
 __all__ = [
     "StoredFile",
-    "copy_file",
     "exists",
     "find",
     "find_one",
     "identity_of",
+    "is_http",
     "is_url",
-    "open_file",
     "public",
     "resource",
+    "store_of",
     "store_pair",
 ]
 
-_BUFFER_BYTES = 1 << 20
-_COPY_BYTES = 8 << 20
 _HIDDEN = (".", "_")
 """Begin the names of what is none of the data: state of tools, marks of finished jobs."""
 # What stores tell of a file, in small letters and without dashes; each store has a few of these.
@@ -71,6 +65,11 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def is_http(path: str) -> bool:
+    """Whether this is a URL of HTTP."""
+    return urlsplit(path).scheme in ("http", "https")
+
+
 def public(path: str) -> str:
     """The path as it may be shown and kept: without passwords and signatures."""
     if not is_url(path):
@@ -86,81 +85,12 @@ def resource(path: str) -> str:
     return f"{public(path)}?{urlencode(named)}" if named else public(path)
 
 
-def open_file(path: str, options: Mapping[str, Any]) -> BinaryIO:
-    """Open a file for reading; it can seek where its store can.
-
-    Args:
-        path: Local path or URL.
-        options: What fsspec needs to open the store: keys, endpoints.
-
-    Raises:
-        OSError: The file cannot be opened, or later read; always with an errno.
-    """
-    if not is_url(path):
-        return Path(path).open("rb", buffering=_BUFFER_BYTES)
-    with _failures_of(path):
-        fs, inner = _store(path, options)
-        return io.BufferedReader(_RemoteFile(path, fs.open(inner, "rb")), _BUFFER_BYTES)
-
-
-@contextmanager
-def _failures_of(path: str) -> Iterator[None]:
-    """A store that fails says so with an errno; an error of pyarrow without one says that a file is damaged."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise OSError(errno.EIO, f"{public(path)} cannot be read: {type(error).__name__}: {error}") from error
-
-
-class _RemoteFile(io.RawIOBase):
-    def __init__(self, path: str, opened: Any) -> None:
-        self._path = path
-        self._opened = opened
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return bool(self._opened.seekable())
-
-    def tell(self) -> int:
-        return int(self._opened.tell())
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        with _failures_of(self._path):
-            self._opened.seek(offset, whence)
-        return self.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        with _failures_of(self._path):
-            content = self._opened.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
-
-    def readall(self) -> bytes:
-        with _failures_of(self._path):
-            return cast("bytes", self._opened.read())
-
-    def close(self) -> None:
-        if not self.closed:
-            self._opened.close()
-        super().close()
-
-
 def exists(path: str, options: Mapping[str, Any]) -> bool:
     """Whether there is a file of this name."""
     if not is_url(path):
         return Path(path).is_file()
-    fs, inner = _store(path, options)
+    fs, inner = store_of(path, options)
     return bool(fs.isfile(inner))
-
-
-def copy_file(path: str, to: Path, options: Mapping[str, Any]) -> None:
-    """Copy a remote file, which appears under its name when it is whole, and on the disk: an empty one is no copy."""
-    with open_file(path, options) as opened, whole_file(to, durable=True) as file:
-        shutil.copyfileobj(opened, file, _COPY_BYTES)
 
 
 def store_pair(path: str) -> tuple[str, str]:
@@ -195,7 +125,7 @@ def find_one(path: str, options: Mapping[str, Any]) -> StoredFile:
     Raises:
         FileNotFoundError: There is none.
     """
-    return _remote(*_store(path, options)) if is_url(path) else _local(Path(path))
+    return _remote(*store_of(path, options)) if is_url(path) else _local(Path(path))
 
 
 def identity_of(path: str, options: Mapping[str, Any]) -> str:
@@ -206,7 +136,7 @@ def identity_of(path: str, options: Mapping[str, Any]) -> str:
     """
     if is_url(path):
         # What was listed before says nothing of now.
-        _store(path, options)[0].invalidate_cache()
+        store_of(path, options)[0].invalidate_cache()
     return find_one(path, options).identity
 
 
@@ -262,9 +192,9 @@ def _local(path: Path) -> StoredFile:
 
 
 def _find_remote(url: str, options: Mapping[str, Any]) -> tuple[list[StoredFile], bool]:
-    fs, inner = _store(url, options)
+    fs, inner = store_of(url, options)
     # A query belongs to a single file; its question mark is no pattern.
-    pattern = any(mark in inner for mark in "*[") or ("?" in inner and urlsplit(url).scheme not in ("http", "https"))
+    pattern = any(mark in inner for mark in "*[") or ("?" in inner and not is_http(url))
     if pattern:
         matches = [name for name in sorted(fs.glob(inner)) if not _hidden_from(inner, name)]
         names = [name for match in matches for name in (_below(fs, match) if fs.isdir(match) else [match])]
@@ -299,7 +229,8 @@ def _marks(info: Mapping[str, Any], names: set[str]) -> list[str]:
     return [f"{name}={str(told[name]).strip(chr(34))}" for name in sorted(names & told.keys()) if told[name]]
 
 
-def _store(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+def store_of(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the file's name there."""
     core = require("fsspec.core", "remote")
     try:
         fs, inner = core.url_to_fs(url, **options)

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,11 +13,12 @@ import numpy as np
 from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.dataset.sources.extras import require
 from xlstm_jax.dataset.sources.fingerprint import digest
+from xlstm_jax.prepare.access import open_file
 from xlstm_jax.prepare.config import PrepareConfig
-from xlstm_jax.prepare.copies import local_file, local_store
+from xlstm_jax.prepare.copies import copied_ahead, local_file, local_store, readable
 from xlstm_jax.prepare.errors import PrepareError
 from xlstm_jax.prepare.inputs import InputFile
-from xlstm_jax.prepare.storage import is_url, open_file, public, resource
+from xlstm_jax.prepare.storage import is_url, public, resource
 
 __all__ = ["END_OF_FILE", "Piece", "Task", "cut_into_tasks", "is_damage", "record_batches"]
 
@@ -70,8 +72,8 @@ def cut_into_tasks(files: list[InputFile], config: PrepareConfig) -> Iterator[Ta
     pieces: list[Piece] = []
     size = 0
     numbers = itertools.count()
-    for file in files:
-        for piece in _cut(file, config):
+    for file, copy in copied_ahead(files, config):
+        for piece in _cut(file, config, copy):
             if pieces and size + piece.size > config.task_bytes:
                 yield Task(next(numbers), tuple(pieces))
                 pieces, size = [], 0
@@ -81,8 +83,9 @@ def cut_into_tasks(files: list[InputFile], config: PrepareConfig) -> Iterator[Ta
         yield Task(next(numbers), tuple(pieces))
 
 
-def _cut(file: InputFile, config: PrepareConfig) -> Iterator[Piece]:
+def _cut(file: InputFile, config: PrepareConfig, copy: Future[None]) -> Iterator[Piece]:
     try:
+        copy.result()
         bounds = list(_bounds(file, config))
     except (OSError, ValueError, RuntimeError) as error:
         if config.on_error == "raise" or not is_damage(error, file.format):
@@ -160,14 +163,14 @@ def _evenly_by_tokens(file: InputFile, config: PrepareConfig) -> Iterator[tuple[
 
 def _row_group_sizes(file: InputFile, config: PrepareConfig) -> list[int]:
     parquet = require("pyarrow.parquet", "parquet")
-    with open_file(file.path, config.storage_options) as opened:
+    with open_file(readable(file.path, config), config.storage_options) as opened:
         metadata = parquet.ParquetFile(opened).metadata
         return [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
 
 
 def _record_batch_sizes(file: InputFile, config: PrepareConfig) -> list[int]:
     """Sizes of a local file's record batches, from their headers; a remote file is read in one go."""
-    if is_url(file.path):
+    if is_url(readable(file.path, config)):
         return [file.size]
     with record_batches(file.path, config) as batches:
         return [batch.nbytes for batch in batches]
@@ -180,6 +183,7 @@ def record_batches(path: str, config: PrepareConfig, begin: int = 0) -> Iterator
     Of a local file, which is mapped, those before are not read.
     """
     arrow = require("pyarrow", "parquet")
+    path = readable(path, config)
     with open_file(path, config.storage_options) if is_url(path) else arrow.memory_map(os.fsencode(path)) as opened:
         magic = opened.read(6)
         opened.seek(0)
@@ -200,21 +204,12 @@ def _count_records(file: InputFile, config: PrepareConfig) -> int:
 
 
 def _at_line_ends(file: InputFile, config: PrepareConfig) -> Iterator[tuple[int, int]]:
-    """Cuts near every multiple of the target size, each after the next line (for text: the next blank line).
-
-    A file of a store that cannot seek is one piece.
-    """
+    """Cuts near every multiple of the target size, each after the next line (for text: the next blank line)."""
     cut = 0
-    with open_file(file.path, config.storage_options) as opened:
+    with open_file(readable(file.path, config), config.storage_options) as opened:
         while file.size - cut > config.task_bytes:
-            try:
-                opened.seek(cut + config.task_bytes)
-                opened.readline()
-            except ValueError:  # Of fsspec, where a server knows no ranges. What may pass is no ValueError.
-                if cut or not is_url(file.path):
-                    raise
-                yield END_OF_FILE, file.size
-                return
+            opened.seek(cut + config.task_bytes)
+            opened.readline()
             if file.format == "text":
                 _skip_to_blank_line(opened)
             end = min(opened.tell(), file.size)
