@@ -21,8 +21,8 @@ from typing import Any
 import corpus
 import numpy as np
 from measuring import Pipeline, circumstances, machine, rates, versions
-from pipelines import BATCH, copy_limit, grain_pipeline, on_host
-from throughput import COPY, GRAIN, HOST, WITHOUT_THREADS
+from pipelines import BATCH
+from throughput import DEVICE, HOST, compared
 
 from xlstm_jax.dataset import TokenStore
 
@@ -51,11 +51,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     stores = options.output / "stores"
     store = corpus.token_store(stores, options.documents)
-    pipelines: dict[str, Pipeline] = {
-        HOST: partial(on_host, [store], LENGTH),
-        COPY: partial(copy_limit, LENGTH),
-        GRAIN: partial(grain_pipeline, store, LENGTH, WITHOUT_THREADS),
-    }
+    pipelines = compared(corpus.store_path(stores, options.documents), LENGTH)
+    del pipelines[DEVICE]  # The others deliver host arrays.
     for name, peer in PEERS.items():
         print(f"preparing {name}", flush=True)
         try:

@@ -5,6 +5,7 @@ import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -21,17 +22,23 @@ AHEAD = 4
 
 
 class Cut:
-    """The documents of a store, those longer than a row cut off: Grain's packing refuses them."""
+    """The documents of a store as the quickest source there is, for Grain: slices of the mapped tokens, and no more.
 
-    def __init__(self, store: TokenStore, length: int) -> None:
-        self._store = store
-        self._length = length
+    What is longer than a row is cut off: Grain's packing refuses it.
+    """
+
+    def __init__(self, prefix: Path, length: int) -> None:
+        self._tokens = np.asarray(np.memmap(prefix.with_suffix(".bin"), np.uint16, "r"))
+        counts = TokenStore(prefix).lengths
+        ends = np.cumsum(counts, dtype=np.int64)
+        self._begins = (ends - counts).tolist()
+        self._ends = (ends - counts + np.minimum(counts, length)).tolist()
 
     def __len__(self) -> int:
-        return len(self._store)
+        return len(self._begins)
 
     def __getitem__(self, index: int) -> NDArray[Any]:
-        return self._store[index][: self._length]
+        return self._tokens[self._begins[index] : self._ends[index]]
 
 
 def parse(tokens: NDArray[Any]) -> dict[str, NDArray[np.int32]]:
@@ -46,9 +53,9 @@ def shift(row: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 
 @contextmanager
-def grain_pipeline(store: TokenStore, length: int, options: grain.ReadOptions) -> Iterator[Iterator[int]]:
+def grain_pipeline(source: Cut, length: int, options: grain.ReadOptions) -> Iterator[Iterator[int]]:
     """Grain's own pipeline, its batches as host arrays."""
-    documents = grain.MapDataset.source(Cut(store, length)).shuffle(seed=0).repeat(None)
+    documents = grain.MapDataset.source(source).shuffle(seed=0).repeat(None)
     features = {"inputs": length, "targets": length}
     packed = grain.experimental.FirstFitPackIterDataset(
         documents.map(parse).to_iter_dataset(options), length_struct=features, num_packing_bins=BATCH

@@ -7,7 +7,7 @@ from typing import Any
 import corpus
 import grain
 from measuring import Pipeline, rates
-from pipelines import copy_limit, grain_pipeline, on_device, on_host
+from pipelines import Cut, copy_limit, grain_pipeline, on_device, on_host
 
 from xlstm_jax.dataset import ArrayRecordSource, TokenStore
 
@@ -26,15 +26,16 @@ WITHOUT_THREADS = grain.ReadOptions(0, 0)
 
 def measure(folder: Path, *, seconds: float, repeats: int) -> dict[str, Any]:
     """Context → name → rates."""
-    store = corpus.token_store(folder)
+    prefix = corpus.store_path(folder)
+    store = TokenStore(prefix)
     records = ArrayRecordSource(corpus.array_record(folder, store), dtype="int32")
     parts = [TokenStore(part) for part in corpus.shards(folder, corpus.DOCUMENTS, 50)]
     table = {}
     for length in CONTEXTS:
         print(f"context {length}", flush=True)
         pipelines: dict[str, Pipeline] = {
-            **peers(store, length),
-            GRAIN_DEFAULTS: partial(grain_pipeline, store, length, grain.ReadOptions()),
+            **compared(prefix, length),
+            GRAIN_DEFAULTS: partial(grain_pipeline, Cut(prefix, length), length, grain.ReadOptions()),
             MIXTURE: partial(on_device, parts, length),
             RECORDS: partial(on_device, [records], length),
         }
@@ -44,16 +45,16 @@ def measure(folder: Path, *, seconds: float, repeats: int) -> dict[str, Any]:
 
 def quick(folder: Path) -> dict[str, Any]:
     """The ratios that a short run guards."""
-    store = corpus.token_store(folder, 20_000)
     parts = [TokenStore(part) for part in corpus.shards(folder, 20_000, 10)]
-    pipelines = {**peers(store, 2048), MIXTURE: partial(on_device, parts * 5, 2048)}
+    pipelines = {**compared(corpus.store_path(folder, 20_000), 2048), MIXTURE: partial(on_device, parts * 5, 2048)}
     return {"2048": against_grain(pipelines, seconds=0.7, repeats=3)}
 
 
-def peers(store: TokenStore, length: int) -> dict[str, Pipeline]:
+def compared(prefix: Path, length: int) -> dict[str, Pipeline]:
     """What every comparison holds."""
+    store = TokenStore(prefix)
     return {
-        GRAIN: partial(grain_pipeline, store, length, WITHOUT_THREADS),
+        GRAIN: partial(grain_pipeline, Cut(prefix, length), length, WITHOUT_THREADS),
         COPY: partial(copy_limit, length),
         HOST: partial(on_host, [store], length),
         DEVICE: partial(on_device, [store], length),
