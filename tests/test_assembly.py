@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loading import Job, as_arrays, draw, make_documents
-from xlstm_jax.dataset.assembly import RowArrays, RowFormat, Shift, assemble, assemble_plain
+from xlstm_jax.dataset.assembly import RowFormat, Shift, assemble, assemble_plain
 from xlstm_jax.dataset.buffers import HostBuffers
+from xlstm_jax.dataset.filling import RowArrays
 from xlstm_jax.dataset.lanes import RowRun
 from xlstm_jax.dataset.order import Order
 from xlstm_jax.dataset.packing import Packing, pack_window

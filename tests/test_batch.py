@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xlstm_jax.dataset.assembly import RowArrays
 from xlstm_jax.dataset.batch import ROW_FIELDS, LLMBatch, LLMIndexedBatch, batch_fields
+from xlstm_jax.dataset.filling import RowArrays
 
 
 @pytest.fixture(params=[LLMBatch, LLMIndexedBatch])

@@ -177,7 +177,9 @@ def test_only_the_public_interface_of_dependencies_is_used():
         for imported, names in imports_of(ast.parse(path.read_text(encoding="utf-8"))):
             private = [part for part in [*imported.split("."), *names] if part.startswith("_") and part != "__future__"]
             assert not private, f"{path} imports {private} from {imported}"
-            assert imported.partition(".")[0] not in {"tensorflow", "torch"}, f"{path} imports {imported}"
+            # Other loaders are measured in an environment of their own, which has what they stand on.
+            others = set() if path.name == "peers.py" else {"tensorflow", "torch"}
+            assert imported.partition(".")[0] not in others, f"{path} imports {imported}"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             assert not (isinstance(node, ast.Attribute) and node.attr == "_src"), f"{path} uses {ast.unparse(node)}"
 

@@ -7,18 +7,18 @@ positions, shift and masks are written in the same pass. `assemble_plain` define
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xlstm_jax.dataset.buffers import HostBuffers
-from xlstm_jax.dataset.filling import COLUMNS, fill
+from xlstm_jax.dataset.filling import COLUMNS, RowArrays, fill
 from xlstm_jax.dataset.pieces import pieces_of
 from xlstm_jax.dataset.places import PlacedRun
 from xlstm_jax.dataset.windows import Window
 
-__all__ = ["RowArrays", "RowFormat", "Shift", "assemble", "assemble_plain"]
+__all__ = ["RowFormat", "Shift", "assemble", "assemble_plain"]
 
 
 class Shift(IntEnum):
@@ -46,21 +46,6 @@ class RowFormat:
     def of_length(self, length: int) -> "RowFormat":
         """The same for rows of another length."""
         return self if length == self.length else replace(self, length=length)
-
-
-class RowArrays(NamedTuple):
-    """Rows as arrays; int32, (rows, length) unless said otherwise."""
-
-    inputs: NDArray[np.int32]
-    targets: NDArray[np.int32]
-    inputs_position: NDArray[np.int32]
-    targets_position: NDArray[np.int32]
-    inputs_segmentation: NDArray[np.int32]
-    targets_segmentation: NDArray[np.int32]
-    document_idx: NDArray[np.int32]
-    """(rows,) place in its source of the document that begins the row; -1 in a padding row."""
-    sequence_idx: NDArray[np.int32]
-    """(rows,) number of the row's first piece within that document; -1 in a padding row."""
 
 
 def assemble(

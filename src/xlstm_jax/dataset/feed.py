@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlstm_jax.dataset.agreement import EndOfData, gather_json, join_positions, own_part
-from xlstm_jax.dataset.assembly import RowArrays, assemble
+from xlstm_jax.dataset.assembly import assemble
 from xlstm_jax.dataset.buffers import HostBuffers
 from xlstm_jax.dataset.contents import BatchContents, batch_contents
+from xlstm_jax.dataset.filling import RowArrays
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.passes import PassLength
 from xlstm_jax.dataset.places import BatchPlan, Planner, cut_runs

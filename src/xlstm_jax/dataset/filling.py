@@ -22,7 +22,7 @@ from xlstm_jax.dataset.vectors import (
     widen_block,
 )
 
-__all__ = ["COLUMNS", "fill"]
+__all__ = ["COLUMNS", "RowArrays", "fill"]
 
 COLUMNS = 13
 """Of the table that `fill` reads, a line for each run of rows: the row of the batch at which the run begins; its first
@@ -38,8 +38,8 @@ _PAGE = 4096
 """No less is mapped: what lies in the same page as a token can be read."""
 
 
-class _Out(NamedTuple):
-    """The six arrays of a batch, (rows, length)."""
+class RowArrays(NamedTuple):
+    """Rows as arrays; int32, (rows, length) unless said otherwise."""
 
     inputs: NDArray[np.int32]
     targets: NDArray[np.int32]
@@ -47,48 +47,42 @@ class _Out(NamedTuple):
     targets_position: NDArray[np.int32]
     inputs_segmentation: NDArray[np.int32]
     targets_segmentation: NDArray[np.int32]
+    document_idx: NDArray[np.int32]
+    """(rows,) place in its source of the document that begins the row; -1 in a padding row."""
+    sequence_idx: NDArray[np.int32]
+    """(rows,) number of the row's first piece within that document; -1 in a padding row."""
 
 
 @kernel
-def fill(
-    table: NDArray[np.int64],
-    inputs: NDArray[np.int32],
-    targets: NDArray[np.int32],
-    inputs_position: NDArray[np.int32],
-    targets_position: NDArray[np.int32],
-    inputs_segmentation: NDArray[np.int32],
-    targets_segmentation: NDArray[np.int32],
-    document_idx: NDArray[np.int32],
-    sequence_idx: NDArray[np.int32],
-) -> None:
-    """Write the rows of all runs, and padding between and behind them; see `assemble_plain`."""
-    out = _Out(inputs, targets, inputs_position, targets_position, inputs_segmentation, targets_segmentation)
+def fill(table: NDArray[np.int64], *arrays: NDArray[np.int32]) -> None:
+    """Write the rows of all runs, and padding between and behind them, to `RowArrays`; see `assemble_plain`."""
+    out = RowArrays(*arrays)
     row = 0
     for run in table:
-        row = _pad(out, document_idx, sequence_idx, row, run[0])
+        row = _pad(out, row, run[0])
         start, stop = run[1], run[2]
         row_begin = numba.carray(as_pointer(run[3]), (stop + 1,), np.int32)
         documents = numba.carray(as_pointer(run[8]), (stop,), np.int32)
         sequences = numba.carray(as_pointer(run[9]), (stop,), np.int32)
         for number in range(start, stop):
-            document_idx[row], sequence_idx[row] = documents[number], sequences[number]
+            out.document_idx[row], out.sequence_idx[row] = documents[number], sequences[number]
             _fill_row(out, row, run, row_begin[number], row_begin[number + 1], row_begin[stop])
             row += 1
-    _pad(out, document_idx, sequence_idx, row, len(inputs))
+    _pad(out, row, len(out.inputs))
 
 
 @kernel
-def _pad(out: _Out, document_idx: NDArray[np.int32], sequence_idx: NDArray[np.int32], start: int, stop: int) -> int:
+def _pad(out: RowArrays, start: int, stop: int) -> int:
     """Make padding of whole rows."""
     for row in range(start, stop):
         _clear(out, row, 0)
-    document_idx[start:stop] = -1
-    sequence_idx[start:stop] = -1
+    out.document_idx[start:stop] = -1
+    out.sequence_idx[start:stop] = -1
     return stop
 
 
 @kernel
-def _clear(out: _Out, row: int, column: int) -> None:
+def _clear(out: RowArrays, row: int, column: int) -> None:
     """Make padding of the rest of a row."""
     out.inputs[row, column:] = 0
     out.targets[row, column:] = 0
@@ -99,7 +93,7 @@ def _clear(out: _Out, row: int, column: int) -> None:
 
 
 @kernel
-def _fill_row(out: _Out, row: int, run: NDArray[np.int64], first: int, last: int, last_of_run: int) -> None:
+def _fill_row(out: RowArrays, row: int, run: NDArray[np.int64], first: int, last: int, last_of_run: int) -> None:
     """Write the pieces of a row, and the padding behind them."""
     tokens_at = numba.carray(as_pointer(run[4]), (last_of_run,), np.int64)
     targets_at = numba.carray(as_pointer(run[5]), (last,), np.int64)
@@ -167,7 +161,7 @@ def _copy(to: int, room: int, address: int, count: int, code: int) -> None:
 
 
 @kernel
-def _number(out: _Out, row: int, column: int, room: int, count: int, segment: int) -> None:
+def _number(out: RowArrays, row: int, column: int, room: int, count: int, segment: int) -> None:
     """Write positions and segment of a piece."""
     inputs_position = _address(out.inputs_position, row, column)
     targets_position = _address(out.targets_position, row, column)
@@ -188,7 +182,7 @@ def _number(out: _Out, row: int, column: int, room: int, count: int, segment: in
 
 @kernel
 def _infer_segments(
-    out: _Out, row: int, column: int, targeted: int, end: int, address: int, code: int, eod: np.int32, shift: int
+    out: RowArrays, row: int, column: int, targeted: int, end: int, address: int, code: int, eod: np.int32, shift: int
 ) -> None:
     """Number a piece anew: segments end with end-of-document tokens, which have no target where these are shifted."""
     segment = out.inputs_segmentation[row, column]

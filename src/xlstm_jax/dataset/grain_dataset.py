@@ -8,8 +8,9 @@ import grain
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm_jax.dataset.assembly import RowArrays, assemble
+from xlstm_jax.dataset.assembly import assemble
 from xlstm_jax.dataset.config import DatasetConfig
+from xlstm_jax.dataset.filling import RowArrays
 from xlstm_jax.dataset.mixture import Mixture
 from xlstm_jax.dataset.order import shard_bounds
 from xlstm_jax.dataset.places import PlacedRun, Standing, cut_runs
