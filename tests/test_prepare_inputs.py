@@ -6,6 +6,7 @@ import gzip
 import http.server
 import json
 import re
+import sys
 import threading
 from pathlib import Path
 
@@ -523,6 +524,13 @@ def test_inputs_that_are_none_are_refused_by_name(bench, name, message):
     (bench.folder / "empty").mkdir()
     with pytest.raises(PrepareError, match=message):
         bench.prepare(bench.folder / name)
+
+
+@pytest.mark.parametrize(("scheme", "module", "extra"), [("s3", "s3fs", "s3"), ("gs", "gcsfs", "gcs")])
+def test_a_store_whose_package_is_missing_names_the_extra(bench, monkeypatch, scheme, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"not installed; run: pip install 'xlstm-data\[{extra}\]'"):
+        bench.prepare(f"{scheme}://bucket/a.jsonl")
 
 
 def test_text_without_a_tokenizer_and_without_an_end_token_is_refused(bench):

@@ -33,6 +33,9 @@ _OF_CONTENT |= {"sha", "sha256", "hex", "blobid"}
 _OF_TIME = {"mtime", "modified", "lastmodified", "servermodified", "modifiedtime", "modificationtime", "modify"}
 _OF_TIME |= {"updated"}
 
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+"""Protocol → extra that reads it, beyond those that come with fsspec."""
+
 _SIGNING = (
     "x-amz-",
     "x-goog-",
@@ -235,7 +238,9 @@ def store_of(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     try:
         fs, inner = core.url_to_fs(url, **options)
     except ImportError as error:
-        raise ImportError(f"{public(url)} needs a package that is not installed: {error}") from error
+        extra = _EXTRAS.get(url.partition("://")[0])
+        cure = f"run: pip install 'xlstm-data[{extra}]'" if extra else str(error)
+        raise ImportError(f"{public(url)} needs a package that is not installed; {cure}") from error
     return fs, inner
 
 
