@@ -45,10 +45,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--documents", type=int, default=corpus.DOCUMENTS)
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path(".bench"), help="stores and results")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    os.environ["PYTHONWARNINGS"] = "ignore"  # For worker processes.
     stores = options.output / "stores"
     store = corpus.token_store(stores, options.documents)
     pipelines = compared(corpus.store_path(stores, options.documents), LENGTH)
