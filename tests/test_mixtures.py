@@ -2,18 +2,18 @@
 
 import dataclasses
 import json
-from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from loading import Job, Streamed, draw, make_documents, rows_of
 from plain_run import PlainRun, Plan, tokens_of
 from xlstm_jax.dataset import Mixture, PositionError, Stage
 from xlstm_jax.dataset.config_file import read_config
+from xlstm_jax.dataset.mixing import integer_weights
 from xlstm_jax.dataset.run import Run
 from xlstm_jax.dataset.timeline import Timeline
 
@@ -214,28 +214,62 @@ def run_of(weights, shards=1, batch=8, num_epochs=None):
     return Run(datasets=configs, mixture=mixture, timeline=Timeline.of(batch, LENGTH))
 
 
-@settings(max_examples=20)
+def many_weights(seed):
+    """Weights of 200 datasets, of which many are 0 or tiny."""
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random(200) < 0.3, rng.choice([0, 1e-6, 1e-3], 200), rng.random(200).round(6)).tolist()
+
+
+few_weights = st.lists(st.sampled_from([0, 1, 2, 7, 0.1, 0.999999, 1e-6]), min_size=6, max_size=6).filter(any)
+
+
+@settings(max_examples=12)
 @given(
-    weights=st.one_of(
-        st.lists(st.sampled_from([0, 1, 2, 7, 0.1, 0.999999, 1e-6]), min_size=2, max_size=6).filter(any),
-        st.integers(0, 99).map(lambda seed: np.random.default_rng(seed).random(200).round(6).tolist()),
-    ),
+    stages=st.lists(few_weights, min_size=1, max_size=3),
     shards=st.sampled_from([1, 3, 8]),
     batch=st.integers(1, 40),
+    ramp=st.sampled_from([{}, {4: 2, 9: 3}]),
 )
-def test_after_every_step_every_dataset_has_had_its_share_to_within_one_row(weights, shards, batch):
-    run = run_of(weights, shards, batch)
+@example(stages=[many_weights(0), many_weights(1)], shards=1, batch=37, ramp={4: 2, 9: 3})
+@example(stages=[many_weights(2), many_weights(3)], shards=8, batch=24, ramp={})
+def test_after_every_step_every_dataset_has_had_its_share_of_the_stage_to_within_one_row(stages, shards, batch, ramp):
+    configs = configs_of(len(stages[0]), shards)
+    first, *later = [dict(zip([config.name for config in configs], stage, strict=True)) for stage in stages]
+    changes = [Stage(at={"rows": 150 * number}, weights=weights) for number, weights in enumerate(later, start=1)]
+    run = Run(datasets=configs, mixture=Mixture(weights=first, stages=changes),
+              timeline=Timeline.of(batch, LENGTH, ramp))  # fmt: skip
     planner = run.plan_from(run.start(), range(shards), {})
-    exact = [Fraction(str(weight)) for weight in weights]
-    total = sum(exact)
-    shares = [weight / total for weight in exact]
-    had = [0] * len(weights)
-    for step in range(1, 25):
+    stage, had, integers = -1, [], []
+    for _ in range(20):
         plan = planner.next_batch()
-        had = [before + now for before, now in zip(had, plan.after.drawn, strict=True)]
-        assert sum(had) == step * batch
-        for count, share in zip(had, shares, strict=True):
-            assert abs(count - step * batch * share) < 1
+        if plan.after.stage.in_mixture != stage:
+            stage = plan.after.stage.in_mixture
+            had, integers = [0] * len(configs), integer_weights(stages[stage])
+        for _, part in plan.runs:
+            had[part.dataset] += part.stop - part.start
+        rows, total = sum(had), sum(integers)
+        assert all(abs(n * total - rows * weight) < total for n, weight in zip(had, integers, strict=True))
+
+
+@lru_cache
+def alone(name, rows):
+    """The first rows of a dataset that is read alone."""
+    with Job({name: documents_of(0)[name]}, batch=rows).loader() as loader:
+        return draw(loader, 1)[0]["inputs"]
+
+
+@settings(max_examples=8)
+@given(first=few_weights, second=few_weights, ramp=st.sampled_from([{}, {3: 2}]))
+def test_the_rows_that_a_mixture_has_of_a_dataset_are_those_that_it_has_alone(first, second, ramp):
+    documents = documents_of(0)
+    assume(any(first[:4]) and any(second[:4]))
+    mixture = Mixture(weights=dict(zip(POOL, first, strict=False)),
+                      stages=[Stage(at={"rows": 30}, weights=dict(zip(POOL, second, strict=False)))])  # fmt: skip
+    with Job(documents, batch=6, factors=ramp, schedules={"mixture": mixture}).loader() as loader:
+        mixed = np.concatenate([batch["inputs"] for batch in draw(loader, 8)])
+    for name, source in documents.items():
+        found = mixed[(mixed[:, 0] >= source[0][0]) & (mixed[:, 0] <= source[-1][-1])]
+        np.testing.assert_array_equal(found, alone(name, 100)[: len(found)])
 
 
 @settings(max_examples=25)
