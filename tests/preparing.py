@@ -3,6 +3,10 @@
 import gzip
 import json
 import os
+import select
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +91,58 @@ class Bench:
             assert EOD not in tokens[:-1]
             texts.append(self.tokenizer.decode(tokens[:-1]))
         return texts
+
+
+PAUSE = """
+import os, signal
+from xlstm_jax.prepare.progress import Progress
+signal.signal(signal.SIGINT, signal.default_int_handler)
+add = Progress.add
+def add_and_pause(progress, done):
+    add(progress, done)
+    if progress.workers.total() == {tasks}:
+        os.kill(os.getpid(), signal.SIGSTOP)
+Progress.add = add_and_pause
+"""
+"""Stops a process once so many tasks are done; its workers go on with what they have.
+
+A shell lets what it starts in the background ignore SIGINT, and with it all that these tests start.
+"""
+
+
+class Command:
+    """`xlstm-data prepare` as a process of its own, which may run some code before."""
+
+    def __init__(self, folder: Path, corpus: Path, *options: str, before: str = ""):
+        arguments = ["prepare", str(corpus), "--output", str(folder / "by-command"), "--workers", "2"]
+        arguments += ["--tokenizer", str(folder / "tokenizer.json"), "--task-size", "10k", "--shard-size", "50k"]
+        code = before + "import sys; from xlstm_jax.cli import main; sys.exit(main())"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments, *options],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def stop(self, number: int, then_s: float) -> tuple[int, str]:
+        """Send a signal some time after the process has paused, and wait for it and its workers to end."""
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        workers = [os.pidfd_open(int(pid)) for pid in children]
+        try:
+            self.process.wait(then_s)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(number)
+            self.process.send_signal(signal.SIGCONT)
+        _, said = self.process.communicate(timeout=60)
+        for worker in workers:
+            assert select.select([worker], [], [], 60)[0], "a worker outlives its parent"
+            os.close(worker)
+        return self.process.returncode, said
+
+    def finish(self) -> tuple[int, str]:
+        _, said = self.process.communicate(timeout=120)
+        return self.process.returncode, said
 
 
 def interrupt_after(tasks: int):

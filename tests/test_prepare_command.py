@@ -61,6 +61,28 @@ def test_who_names_no_command_is_shown_which_there_are(capsys):
     assert re.findall(r"^    (\w+)  ", capsys.readouterr().out, re.MULTILINE)[:2] == ["prepare", "verify"]
 
 
+def test_the_closing_summary_says_what_is_in_the_store_and_what_is_not(bench, capsys):
+    texts = ["a" * length for length in (1, 2, 3, 7, 8, 8)]
+    path = write_jsonl(bench.folder / "a.jsonl", [*texts, b"{", b'{"txt": 1}', b"{", ""])
+    assert main(arguments_of(bench, path, "--on-error", "skip", "--drop-duplicates")) == 0
+    said = capsys.readouterr().out.splitlines()
+    output = bench.folder / "by-command"
+    assert said[:-1] == [
+        # With an end token each.
+        "5 documents, 26 tokens of uint16",
+        "29 bytes of text, 1.000 tokens a byte",
+        f"tokenizer {bench.tokenizer_path}, fingerprint {bench.tokenizer.fingerprint}, 257 ids, documents end with 0",
+        "1 documents left out that have stood before",
+        "4 records skipped (broken JSON 2, missing column 1, empty text 1); see errors.jsonl",
+        "            2-3 tokens            2 " + "#" * 40,
+        "            4-7 tokens            1 " + "#" * 20,
+        "           8-15 tokens            2 " + "#" * 40,
+    ]
+    assert re.fullmatch(rf"{output} is finished, after \d+ s", said[-1])
+    assert main(["info", str(output)]) == 0
+    assert capsys.readouterr().out.splitlines() == [*said[:-1], "shard-00000: 5 documents, 26 tokens"]
+
+
 def test_an_error_is_a_sentence_and_a_code(bench, corpus, capsys):
     assert main(["prepare", "nowhere.jsonl", "--output", str(bench.folder / "x"), "--tokenizer", "t.json"]) == 1
     assert capsys.readouterr().err == "error: There is no file at nowhere.jsonl; check the path.\n"

@@ -4,11 +4,12 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from preparing import Bench, make_texts, whole_content_of, write_jsonl
+from preparing import PAUSE, Bench, Command, make_texts, whole_content_of, write_jsonl
 from xlstm_jax.prepare import PrepareError, prepare
 
 
@@ -136,6 +137,22 @@ def test_a_file_system_that_does_not_see_at_once_what_a_node_has_written_is_wait
     monkeypatch.setattr(Path, "is_file", lambda path: path.parent.name != "parts" and is_file(path))
     with pytest.raises(PrepareError, match=r"not to be seen here after 0 s; .* all nodes share"):
         bench.prepare(corpus, engine="ray", workers=None)
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_while_a_cluster_works_for_it_goes_on_with_the_same_bytes(cluster, bench):
+    corpus = write_jsonl(bench.folder / "a.jsonl", make_texts(1500, longest=80))
+    sizes = {"task_bytes": 10 << 10, "shard_bytes": 50 << 10}
+    expected = whole_content_of(bench.prepare(corpus, **sizes))
+    options = ["--engine", "ray", "--address", cluster.address]
+    chance = np.random.default_rng(0)
+    command = Command(bench.folder, corpus, *options, before=PAUSE.format(tasks=chance.integers(1, 12)))
+    assert command.stop(signal.SIGKILL, chance.uniform(0, 0.1))[0] == -signal.SIGKILL
+    store = bench.folder / "by-command"
+    assert list((store / ".unfinished" / "parts").glob("*.json"))
+    # Where the work goes on is no matter.
+    bench.prepare(corpus, engine="ray", workers=None, output=store, **sizes)
+    assert whole_content_of(store) == expected
 
 
 def test_bad_input_on_a_cluster_is_the_same_error_and_the_work_goes_on_afterwards(cluster, bench):

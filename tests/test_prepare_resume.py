@@ -3,7 +3,6 @@
 import fcntl
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -14,10 +13,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 
-from preparing import Bench, content_of, interrupt_after, make_texts, save_tokenizer, whole_content_of, write_jsonl
+from preparing import (
+    PAUSE,
+    Bench,
+    Command,
+    content_of,
+    interrupt_after,
+    make_texts,
+    save_tokenizer,
+    whole_content_of,
+    write_jsonl,
+)
 from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.prepare import PrepareError, prepare, read_manifest
+from xlstm_jax.prepare.course import Course
 from xlstm_jax.prepare.plan import ShardPlan
 from xlstm_jax.prepare.readers import read_texts
 from xlstm_jax.prepare.storage import resource
@@ -26,7 +37,6 @@ from xlstm_jax.prepare.work import perform, usable_cores
 from xlstm_jax.prepare.workspace import Workspace
 
 TEXTS = make_texts(150)
-COMMAND = "import sys; from xlstm_jax.cli import main; sys.exit(main())"
 
 
 @pytest.fixture
@@ -111,77 +121,35 @@ def test_what_was_consumed_by_finished_shards_is_not_kept(bench, corpus):
     assert parts[0].name > "00000001"
 
 
-PAUSE = """
-import os, signal
-from xlstm_jax.prepare.progress import Progress
-signal.signal(signal.SIGINT, signal.default_int_handler)
-add = Progress.add
-def add_and_pause(progress, done):
-    add(progress, done)
-    if progress.workers.total() == {tasks}:
-        os.kill(os.getpid(), signal.SIGSTOP)
-Progress.add = add_and_pause
-"""
-"""Stops a process once so many tasks are done; its workers go on with what they have.
-
-A shell lets what it starts in the background ignore SIGINT, and with it all that these tests start.
-"""
-
-
-class Command:
-    """`xlstm-data prepare` as a process of its own."""
-
-    def __init__(self, folder: Path, corpus: Path, before: str = "", output_format: str = "token_store"):
-        arguments = ["prepare", str(corpus), "--output", str(folder / "by-command"), "--workers", "2"]
-        arguments += ["--tokenizer", str(folder / "tokenizer.json"), "--task-size", "20k", "--shard-size", "50k"]
-        arguments += ["--format", output_format.replace("_r", "r")]
-        code = before + COMMAND
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def stop(self, number: int, then_s: float) -> tuple[int, str]:
-        """Send a signal some time after the process has paused, and wait for all its processes to end."""
-        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
-        workers = [os.pidfd_open(int(pid)) for pid in children_of(self.process.pid)]
-        assert workers
-        with pytest.raises(subprocess.TimeoutExpired):
-            self.process.wait(then_s)
-        self.process.send_signal(number)
-        self.process.send_signal(signal.SIGCONT)
-        _, said = self.process.communicate(timeout=60)
-        for worker in workers:
-            assert select.select([worker], [], [], 60)[0], "a worker outlives its parent"
-            os.close(worker)
-        return self.process.returncode, said
-
-    def finish(self) -> tuple[int, str]:
-        _, said = self.process.communicate(timeout=120)
-        return self.process.returncode, said
-
-
-def children_of(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-
-
 @pytest.mark.slow
-def test_killed_at_random_moments_the_command_ends_with_the_same_bytes(tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "options", "moments"),
+    [
+        (
+            {},
+            [],
+            [(signal.SIGKILL, 1, 20), (signal.SIGINT, 1, 20), (signal.SIGTERM, 1, 20)],
+        ),
+        (
+            {"splits": {"a": 0.5, "b": 0.5}, "drop_duplicates": True, "output_format": "array_record"},
+            ["--split", "a=0.5,b=0.5", "--drop-duplicates", "--format", "arrayrecord"],
+            # While the input is read, and while shards are written of what is left when repeats are found.
+            [(signal.SIGKILL, 1, 30), (signal.SIGKILL, 35, 45)],
+        ),
+    ],
+)
+def test_killed_at_random_moments_the_command_ends_with_the_same_bytes(tmp_path, settings, options, moments):
     bench = Bench(tmp_path)
-    corpus = write_jsonl(tmp_path / "a.jsonl", make_texts(12_000, longest=80))
-    settings = {"task_bytes": 20 << 10, "shard_bytes": 50 << 10}
-    expected = whole_content_of(bench.prepare(corpus, **settings))
+    texts = make_texts(4000, longest=80)
+    corpus = write_jsonl(tmp_path / "a.jsonl", texts + texts[:500])
+    expected = whole_content_of(bench.prepare(corpus, task_bytes=10 << 10, shard_bytes=50 << 10, **settings))
     chance = np.random.default_rng(0)
-
-    def stopped_by(number):
-        command = Command(tmp_path, corpus, before=PAUSE.format(tasks=chance.integers(1, 20)))
-        return command.stop(number, chance.uniform(0, 0.1))
-
-    assert stopped_by(signal.SIGKILL)[0] == -signal.SIGKILL
-    code, said = stopped_by(signal.SIGINT)
-    assert (code, "goes on from here" in said) == (130, True)
-    assert stopped_by(signal.SIGTERM)[0] == -signal.SIGTERM
-    assert stopped_by(signal.SIGKILL)[0] == -signal.SIGKILL
-    assert Command(tmp_path, corpus).finish()[0] == 0
+    for number, first, last in moments:
+        command = Command(tmp_path, corpus, *options, before=PAUSE.format(tasks=chance.integers(first, last)))
+        code, said = command.stop(number, chance.uniform(0, 0.1))
+        assert code == (130 if number == signal.SIGINT else -number)
+        assert ("goes on from here" in said) == (number == signal.SIGINT)
+    assert Command(tmp_path, corpus, *options).finish()[0] == 0
     assert whole_content_of(tmp_path / "by-command") == expected
 
 
@@ -191,15 +159,16 @@ def test_a_full_disk_is_an_error_and_no_loss(tmp_path, output_format):
     corpus = write_jsonl(tmp_path / "a.jsonl", make_texts(600, longest=80))
     # No file may grow beyond this: as with a full disk, a write fails somewhere in the middle.
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); "
-    code, said = Command(tmp_path, corpus, before=limit, output_format=output_format).finish()
+    options = ["--format", {"array_record": "arrayrecord"}.get(output_format, output_format)]
+    code, said = Command(tmp_path, corpus, *options, before=limit).finish()
     assert code == 1
     assert re.search(r"error: .*File too large.*\. Make room in the output folder; then the same command goes on", said)
     assert "Traceback" not in said
     left = state_of(tmp_path / "by-command")
     assert not [path for path in left if path.name.startswith("shard-") or path.name.endswith(".part")]
-    assert Command(tmp_path, corpus, output_format=output_format).finish()[0] == 0
+    assert Command(tmp_path, corpus, *options).finish()[0] == 0
     bench = Bench(tmp_path)
-    expected = bench.prepare(corpus, task_bytes=20 << 10, shard_bytes=50 << 10, output_format=output_format)
+    expected = bench.prepare(corpus, task_bytes=10 << 10, shard_bytes=50 << 10, output_format=output_format)
     assert whole_content_of(tmp_path / "by-command") == whole_content_of(expected)
 
 
@@ -351,6 +320,56 @@ def test_there_are_as_many_workers_as_cores_that_this_process_may_use(bench, cor
     finally:
         os.sched_setaffinity(0, mine)
     assert len(seen) == 1
+
+
+def test_no_more_is_handed_out_than_workers_have_at_hand(bench, corpus, monkeypatch):
+    """However large the input, what waits for a worker takes no more memory, and an interruption costs no more."""
+    given, done, under_way = [], [], []
+    worklist, finished = Course.worklist, Course.finished
+
+    def counted_list(course):
+        for work in worklist(course):
+            if work is not None:
+                given.append(work)
+                under_way.append(len(given) - len(done))
+            yield work
+
+    def counted_end(course, work, result):
+        done.append(work)
+        finished(course, work, result)
+
+    monkeypatch.setattr(Course, "worklist", counted_list)
+    monkeypatch.setattr(Course, "finished", counted_end)
+    bench.prepare(corpus, workers=2)
+    assert sorted(map(repr, given)) == sorted(map(repr, done))
+    assert max(under_way) == 4 < len(given)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
+def test_the_memory_of_a_worker_does_not_grow_with_the_input(bench, suffix):
+    """A compressed file is one task, and a plain one is many."""
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<|endoftext|>": 0, "?": 1}, unk_token="?"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    words.add_special_tokens(["<|endoftext|>"])
+    words.save(str(bench.folder / "words.json"))
+    lines = [b'{"text": "%s"}' % (b"w" * 5000) for _ in range(200)]
+    peaks = []
+    for megabytes in (8, 80):
+        path = write_jsonl(bench.folder / f"{megabytes}.{suffix}", lines * megabytes)
+        config = bench.config(
+            path, workers=1, tokenizer=str(bench.folder / "words.json"), task_bytes=1 << 18, shard_bytes=1 << 20
+        )
+        peak = {}
+
+        def measure(progress, peak=peak):
+            for worker in progress.workers:
+                pid = worker.rpartition(":")[2]
+                peak[pid] = int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024
+
+        manifest = prepare(config, watch=measure)
+        assert (manifest.documents, manifest.text_bytes) == (200 * megabytes, megabytes * 200 * 5000)
+        peaks.append(max(peak.values()))
+    assert peaks[1] < peaks[0] + 16, f"{peaks[0]:.0f} MB for 8 MB of input, {peaks[1]:.0f} MB for 80 MB"
 
 
 def test_workers_that_die_again_and_again_are_an_error(bench, corpus):
