@@ -136,6 +136,10 @@ def test_streamed_data_is_told_from_a_position_on():
         batches = draw(loader, 6)
         run, position = loader._feed._run, loader._feed._progress.position
         assert_told(batch_contents(run, 6, [position]), draw(loader, 1)[0], 6)
+        own = dataclasses.replace(position.datasets["d1"], cursors=(None,))
+        part = dataclasses.replace(position, datasets={**position.datasets, "d1": own})
+        with pytest.raises(PositionError, match="this process knows only the lanes that it reads"):
+            batch_contents(run, 6, [part])
         for known in ([], [position]):
             with pytest.raises(ValueError, match=r"known only once its documents are read: pass a position"):
                 batch_contents(run, 5, known)

@@ -126,7 +126,13 @@ def _first(run: Run, start: Position, step: int, *, drop_remainder: bool, one_ep
 
     Raises:
         ValueError: The data ends before.
+        PositionError: The position is that of some lanes alone.
     """
+    if any(None in dataset.cursors for dataset in start.datasets.values()):
+        raise PositionError(
+            "Of streamed data, this process knows only the lanes that it reads. Call get_state() on all processes, and "
+            "ask a loader of one process for the step, behind set_state() with what that gave."
+        )
     ended = _step(start)
     for plan in _plans(run, start, drop_remainder=drop_remainder, one_epoch=one_epoch):
         if plan.step == step:
