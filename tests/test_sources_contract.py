@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from loading import Job, assert_same, global_batches
 from stored import PLANNED, STREAMED, TEXTS, TOKENS, write_array_record
 from xlstm_jax.dataset import ArrayRecordSource, MemorySource
 from xlstm_jax.dataset.sources import fingerprint_of, is_planned
+from xlstm_jax.dataset.sources.open_files import OpenFiles
 
 KINDS = {**PLANNED, **STREAMED}
 COUNT = len(TOKENS)
@@ -217,3 +219,41 @@ def test_many_files_need_few_file_descriptors(tmp_path):
     source = ArrayRecordSource(paths)
     assert source.__getitems__(range(150)) == [f"text {n}" for n in range(150)]
     assert len(list(Path("/proc/self/fd").iterdir())) - before <= 70
+
+
+@pytest.mark.parametrize("group_size", [1, 4])
+@given(wanted=st.lists(st.integers(0, 59), max_size=40))
+def test_records_are_the_same_one_by_one_and_together_whatever_the_groups_of_the_file(group_size, wanted):
+    with tempfile.TemporaryDirectory() as folder:
+        texts = [f"record {number}" for number in range(60)]
+        source = ArrayRecordSource(
+            write_array_record(Path(folder) / "a.array_record", [text.encode() for text in texts], group_size)
+        )
+        assert source.__getitems__(wanted) == [texts[number] for number in wanted]
+
+
+class Opened:
+    def __init__(self, number):
+        self.number = number
+        self.closed = False
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_file_that_was_in_use_twice_at_once_is_not_opened_a_third_time_and_no_more_stay_open_than_allowed():
+    made = []
+
+    def open_file(number):
+        made.append(Opened(number))
+        return made[-1]
+
+    files = OpenFiles(open_file, limit=3)
+    for _ in range(3):
+        with files.use(1) as one, files.use(1) as other:
+            assert one is not other
+    assert len(made) == 2
+    for number in (2, 3, 4):
+        with files.use(number) as used:
+            assert (used.number, used.closed) == (number, False)
+    assert [file.number for file in made if not file.closed] == [2, 3, 4]

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from xlstm_jax.dataset.kernels import kernel
 from xlstm_jax.dataset.order import splitmix64, splitmix64_plain
+from xlstm_jax.dataset.vectors import lowest_bit
 
 __all__ = [
     "LongDocuments",
@@ -294,23 +295,7 @@ def _finish(placed: _Placed, count: int, rows: int, documents_used: int, next_of
 
 _ONE, _ALL = np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
 _WORD_MASK, _WORD_SHIFT = 63, 6
-_PAIRS, _NIBBLES, _BYTES, _SUM = (
-    np.uint64(0x5555555555555555),
-    np.uint64(0x3333333333333333),
-    np.uint64(0x0F0F0F0F0F0F0F0F),
-    np.uint64(0x0101010101010101),
-)
-_BY_1, _BY_2, _BY_4, _BY_56 = np.uint64(1), np.uint64(2), np.uint64(4), np.uint64(56)
-
-
-@kernel
-def _lowest_bit(word: np.uint64) -> int:
-    """Number of the lowest bit that is set: the ones below it, counted."""
-    ones = (word & (~word + _ONE)) - _ONE
-    ones = ones - ((ones >> _BY_1) & _PAIRS)
-    ones = (ones & _NIBBLES) + ((ones >> _BY_2) & _NIBBLES)
-    ones = (ones + (ones >> _BY_4)) & _BYTES
-    return int((ones * _SUM) >> _BY_56)
+_DOCUMENT_MASK, _LONG_SHIFT, _LENGTH_SHIFT = (1 << 31) - 1, 31, 32
 
 
 @kernel
@@ -318,8 +303,10 @@ def _first_from(low: NDArray[np.uint64], high: NDArray[np.uint64], bit: int) -> 
     """The first bit from `bit` on that is set in `low`, or -1; `high` tells which words of `low` are not 0."""
     word = bit >> _WORD_SHIFT
     found = low[word] & (_ALL << np.uint64(bit & _WORD_MASK))
+    lowest: int
     if found:
-        return (word << _WORD_SHIFT) + _lowest_bit(found)
+        lowest = lowest_bit(found)
+        return (word << _WORD_SHIFT) + lowest
     word += 1
     block = word >> _WORD_SHIFT
     words = high[block] & (_ALL << np.uint64(word & _WORD_MASK))
@@ -328,8 +315,10 @@ def _first_from(low: NDArray[np.uint64], high: NDArray[np.uint64], bit: int) -> 
         if block == len(high):
             return -1
         words = high[block]
-    word = (block << _WORD_SHIFT) + _lowest_bit(words)
-    return (word << _WORD_SHIFT) + _lowest_bit(low[word])
+    lowest = lowest_bit(words)
+    word = (block << _WORD_SHIFT) + lowest
+    lowest = lowest_bit(low[word])
+    return (word << _WORD_SHIFT) + lowest
 
 
 @kernel
@@ -339,8 +328,11 @@ def _rest(length: int, row_length: int) -> int:
 
 
 @kernel
-def _by_decreasing_length(lengths: NDArray[np.int64], documents: int, row_length: int, order: NDArray[np.int32]) -> int:
-    """Write the documents that leave a piece shorter than a row into `order`, longest such piece first."""
+def _by_decreasing_length(lengths: NDArray[np.int64], documents: int, row_length: int, order: NDArray[np.int64]) -> int:
+    """Write the documents that leave a piece shorter than a row into `order`, longest such piece first.
+
+    With each its piece's length and whether it is longer than a row: looked up later, these would be anywhere.
+    """
     begin = np.zeros(row_length + 1, np.int32)
     for d in range(documents):
         # Bin of length l is row_length - l, shifted by one, so that sums become begins.
@@ -354,7 +346,7 @@ def _by_decreasing_length(lengths: NDArray[np.int64], documents: int, row_length
     for d in range(documents):
         rest = _rest(lengths[d], row_length)
         if rest:
-            order[begin[row_length - rest]] = d
+            order[begin[row_length - rest]] = rest << _LENGTH_SHIFT | (lengths[d] > row_length) << _LONG_SHIFT | d
             begin[row_length - rest] += 1
     return count
 
@@ -376,7 +368,7 @@ def _place_best_fit(lengths: NDArray[np.int64], row_length: int, rows: int, last
             placed.document[opened], placed.start[opened], placed.length[opened] = d, at, row_length
             placed.row[opened] = opened
             opened += 1
-    order = np.empty(used, np.int32)
+    order = np.empty(used, np.int64)
     rest = _by_decreasing_length(lengths, used, row_length, order)
     # Rows by their free space: a stack for each, and two levels of bits that tell which stacks hold a row.
     top, below = np.empty(row_length + 1, np.int32), np.empty(count, np.int32)
@@ -384,8 +376,7 @@ def _place_best_fit(lengths: NDArray[np.int64], row_length: int, rows: int, last
     high = np.zeros((len(low) >> _WORD_SHIFT) + 1, np.uint64)
     at = opened
     for i in range(rest):
-        d = order[i]
-        length = _rest(lengths[d], row_length)
+        d, length = order[i] & _DOCUMENT_MASK, order[i] >> _LENGTH_SHIFT
         free = _first_from(low, high, length)
         if free < 0:
             free, row = row_length, opened
@@ -398,7 +389,8 @@ def _place_best_fit(lengths: NDArray[np.int64], row_length: int, rows: int, last
                 low[word] &= ~(_ONE << np.uint64(free & _WORD_MASK))
                 if not low[word]:
                     high[word >> _WORD_SHIFT] &= ~(_ONE << np.uint64(word & _WORD_MASK))
-        placed.document[at], placed.start[at], placed.length[at] = d, lengths[d] - length, length
+        placed.document[at], placed.length[at] = d, length
+        placed.start[at] = lengths[d] - length if order[i] >> _LONG_SHIFT & 1 else 0
         placed.row[at] = row
         at += 1
         free -= length

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["BLOCK", "as_pointer", "count_block", "fill_block", "prefetch", "read_token", "widen_block"]
+__all__ = ["BLOCK", "as_pointer", "count_block", "fill_block", "lowest_bit", "prefetch", "read_token", "widen_block"]
 
 BLOCK = 16
 """Positions that are written together: two registers of AVX2; on other machines the compiler takes more, or fewer."""
@@ -66,6 +66,16 @@ def count_block(_typing: Any, _to: Any, _first: Any) -> Any:
         return _store(builder, builder.add(_splat(builder, of[1]), ir.Constant(_WHOLE, list(range(BLOCK)))), of[0])
 
     return _of_int64(2, types.void, generate)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def lowest_bit(_typing: Any, _word: Any) -> Any:
+    """Number of the lowest bit (int64) that is set in a word (uint64) other than 0."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.IntType(1)(1))
+
+    return types.int64(types.uint64), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

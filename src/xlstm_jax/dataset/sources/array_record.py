@@ -95,10 +95,7 @@ class ArrayRecordSource(RecordSource):
         """The records as they are; where they cannot be read together, one by one, to see which are bad."""
         try:
             with self._readers.use(part) as reader:
-                first, count = int(places[0]), len(places)
-                if places[-1] - first + 1 == count:
-                    return list(reader.read(first, first + count))
-                return list(reader.read(places.tolist()))
+                return _read_many(reader, places)
         except RuntimeError as error:
             if "() failed" in str(error):
                 # The file system, not the file; another host may be luckier, so this is not to be skipped.
@@ -205,6 +202,23 @@ def _open_file(path: Path) -> Any:
             raise FileNotFoundError(f"There is no file {path} any more; it was there before.") from error
         raise ValueError(f"{path} is truncated, damaged, or no ArrayRecord file: {error}") from error
     raise ValueError(f"{path} is truncated, damaged, or no ArrayRecord file.")
+
+
+def _read_many(reader: Any, places: NDArray[np.int64]) -> list[bytes | RecordError]:
+    """The records at ascending places.
+
+    A list of places costs the reader 3 µs for each 1,000 groups of the file, however short the list is, and a run of
+    neighbours 6 µs for each record. So runs are read, but where groups hold several records, which a list reads once.
+    """
+    ends = np.append(np.flatnonzero(np.diff(places) != 1) + 1, len(places))
+    if len(ends) > 1 and "group_size:1," not in reader.writer_options_string() + ",":
+        return list(reader.read(places.tolist()))
+    records: list[bytes | RecordError] = []
+    begin = 0
+    for end in ends.tolist():
+        records += reader.read(int(places[begin]), int(places[begin]) + end - begin)
+        begin = end
+    return records
 
 
 def _token_dtype(dtype: Any) -> np.dtype[Any]:

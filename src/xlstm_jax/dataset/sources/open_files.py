@@ -31,7 +31,8 @@ class OpenFiles(Generic[T]):
     def __init__(self, open_file: Callable[[int], T], limit: int = OPEN_FILES) -> None:
         self._open_file = open_file
         self._limit = limit
-        self._idle: OrderedDict[int, T] = OrderedDict()
+        self._idle: OrderedDict[int, list[T]] = OrderedDict()
+        """Number → the file, as often as it was in use at once; those not used for longest come first."""
         self._lock = threading.Lock()
         weakref.finalize(self, _close_all, self._idle)
 
@@ -39,7 +40,7 @@ class OpenFiles(Generic[T]):
     def use(self, number: int) -> Iterator[T]:
         """Use a file; another thread that asks for it meanwhile gets it opened once more."""
         with self._lock:
-            opened = self._idle.pop(number, None)
+            opened = self._take(number)
         if opened is None:
             opened = self._open_file(number)
         try:
@@ -48,14 +49,26 @@ class OpenFiles(Generic[T]):
             # What failed once may be in any state.
             opened.close()
             raise
+        spare = None
         with self._lock:
-            self._idle[number], spare = opened, self._idle.pop(number, None)
-            if spare is None and len(self._idle) > self._limit:
-                _, spare = self._idle.popitem(last=False)
+            self._idle.setdefault(number, []).append(opened)
+            self._idle.move_to_end(number)
+            if sum(map(len, self._idle.values())) > self._limit:
+                spare = self._take(next(iter(self._idle)))
         if spare is not None:
             spare.close()
 
+    def _take(self, number: int) -> T | None:
+        files = self._idle.get(number)
+        if files is None:
+            return None
+        opened = files.pop()
+        if not files:
+            del self._idle[number]
+        return opened
 
-def _close_all(files: OrderedDict[int, T]) -> None:
+
+def _close_all(files: OrderedDict[int, list[T]]) -> None:
     while files:
-        files.popitem()[1].close()
+        for file in files.popitem()[1]:
+            file.close()
