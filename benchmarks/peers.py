@@ -147,11 +147,19 @@ def megatron(stores: Path, store: TokenStore) -> dict[str, Pipeline]:
         )
         dataset = BlendedMegatronDatasetBuilder(GPTDataset, [None, None, None], lambda: True, config).build()[0]
         what = ", positions and loss masks reset" if reset else ""
+        found[f"{what}, samples one by one"] = partial(_pipeline, partial(_samples, dataset))
         for workers in (0, WORKERS):
             how = f", {workers} workers" if workers else ""
             loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=workers, drop_last=True)
             found[f"{what}{how}"] = partial(_pipeline, lambda loader=loader: iter(_again(loader)))
     return found
+
+
+def _samples(dataset: Any) -> Iterator[Any]:
+    """As many as a batch has, not stacked."""
+    while True:
+        for at in range(0, len(dataset) - BATCH, BATCH):
+            yield [dataset[number] for number in range(at, at + BATCH)]
 
 
 # --- Mosaic ----------------------------------------------------------------------------------------------------------
