@@ -2,9 +2,11 @@
 
 import ast
 import doctest
+import hashlib
 import importlib
 import inspect
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +16,8 @@ from typing import NamedTuple
 import pytest
 
 import xlstm_jax.dataset
+from xlstm_jax.dataset import kernels
+from xlstm_jax.dataset.order import splitmix64
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "src"
@@ -194,6 +198,19 @@ def test_modules_stay_short_unless_there_is_a_reason():
         f"{sorted(long - set(LONG))} have more than {MOST_LINES} lines: divide them, or say why in LONG"
     )
     assert set(LONG) <= set(MODULES)
+
+
+def test_what_is_kept_of_compiled_functions_is_named_by_all_that_is_compiled():
+    compiled = {
+        name.removeprefix("dataset.")
+        for name, module in MODULES.items()
+        if re.search(r"^@(kernel|intrinsic)", module.path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert compiled | {"kernels"} == set(kernels.MODULES)
+    texts = [(SOURCES / "xlstm_jax" / "dataset" / f"{name}.py").read_bytes() for name in kernels.MODULES]
+    assert (
+        splitmix64.py_func.__qualname__ == f"splitmix64_{hashlib.blake2b(b''.join(texts), digest_size=6).hexdigest()}"
+    )
 
 
 OPTIONAL = ["datasets", "fsspec", "matplotlib", "optax", "pyarrow", "ray", "rich", "tokenizers", "transformers"]

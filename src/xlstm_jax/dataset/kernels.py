@@ -1,8 +1,10 @@
 """Native code: how functions over arrays are compiled."""
 
 import functools
+import hashlib
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import numba
@@ -10,6 +12,9 @@ import numba
 __all__ = ["kernel"]
 
 LOGGER = logging.getLogger(__name__)
+
+MODULES = ("kernels", "vectors", "order", "packing", "mixing", "pieces", "filling")
+"""Those of this package that hold what is compiled."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,12 +28,27 @@ def kernel(function: Callable[P, T]) -> Callable[P, T]:
     Numba turns uint64 with a Python integer into float64: kernels on uint64 take every constant as `np.uint64`.
     """
     compiled: Callable[P, T]
+    # Part of the name of the file that keeps it.
+    function.__qualname__ += f"_{_digest()}"
     try:
         compiled = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # Numba has looked for a folder, and found none.
         _say_that_none_is_kept()
         compiled = numba.njit(nogil=True)(function)
     return compiled
+
+
+@functools.cache
+def _digest() -> str:
+    """12 hex digits of all that is compiled.
+
+    Kernels call those of other modules, and Numba looks for changes in a kernel's own module only: after an update of
+    this package it would go on with what it kept of the others.
+    """
+    folder = Path(__file__).parent
+    return hashlib.blake2b(
+        b"".join((folder / f"{name}.py").read_bytes() for name in MODULES), digest_size=6
+    ).hexdigest()
 
 
 @functools.cache
