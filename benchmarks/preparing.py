@@ -3,9 +3,9 @@
 Text is held against the tokenizer's own `encode_batch`, which does nothing else: in as many processes as `prepare` has
 workers, and in one process with as many threads; the faster of the two counts. Tokens that are there already are held
 against a copy of their files that is synced to the disk and hashed, as `prepare` does. The texts are the sources of
-Python's standard library in documents of up to 4,000 characters, the tokenizer is a byte-level BPE that learns 32,000
-tokens from them. Starting (Python, the tokenizer, the workers), which a large input does not feel, is measured with a
-single document, and taken off; the rates with it stand in the JSON.
+Python's standard library in documents of log-normal length, the tokenizer is a byte-level BPE that learns 32,000 tokens
+from them. Starting (Python, the tokenizer, the workers), which a large input does not feel, is measured with a single
+document, and taken off; the ratios with it stand in the JSON.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from typing import Any
 
 import corpus
 import watched
-from measuring import machine
+from measuring import circumstances, machine, versions
 
 from xlstm_jax.dataset.sources.manifest import checksum
 
@@ -36,18 +36,12 @@ GOALS = {"prepare, JSONL": 0.85, "prepare, Parquet": 0.85}
 TOKENS_PER_SECOND = 100_000_000
 """Asked for where the input is tokens."""
 VOCABULARY = 32_000
-CHARACTERS = 4_000
-"""Of a document, at most."""
+ROUNDS = 3
+"""At least so many, in which all take turns: a machine that changes its speed changes it for all."""
 TEXTS_PER_CALL = 1_000
 MB = 1_000_000
 THREADS, PROCESSES, FAST = "encode_batch, threads", "encode_batch, processes", "encode_batch_fast, processes"
 demo = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "corpus.py"))
-
-
-def documents() -> list[str]:
-    """The texts, cut."""
-    texts = demo["read_corpus"](None).texts
-    return [text[at : at + CHARACTERS] for text in texts for at in range(0, len(text), CHARACTERS)]
 
 
 def repeated(texts: Sequence[str], size: int) -> Iterator[str]:
@@ -121,70 +115,78 @@ def prepare(folder: Path, given: Path, *options: object, workers: int) -> watche
     return done
 
 
-def text(folder: Path, texts: list[str], tokenizer: Path, *, workers: int, repeats: int) -> dict[str, Any]:
+def text(folder: Path, texts: list[str], tokenizer: Path, *, workers: int, seconds: float) -> dict[str, Any]:
     """Seconds of each, by turns, and what follows from them."""
     options = "--tokenizer", tokenizer
     one = write_jsonl(folder / "one.jsonl", iter(texts[:1]))
     jsonl = write_jsonl(folder / "texts.jsonl", iter(texts))
     parquet = write_parquet(folder / "texts.parquet", texts)
-    turns: dict[str, Callable[[], watched.Run | float]] = {
+    turns: dict[str, Callable[[], float]] = {
         THREADS: lambda: encode(tokenizer, texts, "encode_batch", processes=1, threads=workers),
         PROCESSES: lambda: encode(tokenizer, texts, "encode_batch", processes=workers, threads=1),
         FAST: lambda: encode(tokenizer, texts, "encode_batch_fast", processes=workers, threads=1),
-        "start": lambda: prepare(folder, one, *options, workers=workers),
-        "prepare, JSONL": lambda: prepare(folder, jsonl, *options, "--task-size", "1M", workers=workers),
-        "prepare, Parquet": lambda: prepare(folder, parquet, *options, "--task-size", "1M", workers=workers),
+        "start": lambda: prepare(folder, one, *options, workers=workers).seconds,
+        "prepare, JSONL": lambda: prepare(folder, jsonl, *options, "--task-size", "1M", workers=workers).seconds,
+        "prepare, Parquet": lambda: prepare(folder, parquet, *options, "--task-size", "1M", workers=workers).seconds,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for repeat, (name, turn) in itertools.product(range(repeats), turns.items()):
-        done = turn()
-        seconds[name].append(done if isinstance(done, float) else done.seconds)
-        print(f"  {repeat + 1}/{repeats} {name}: {seconds[name][-1]:.1f} s", flush=True)
-    return judged({name: statistics.median(values) for name, values in seconds.items()}, sum(map(len, texts)))
+    rounds: list[dict[str, float]] = []
+    begun = time.monotonic()
+    while len(rounds) < ROUNDS or time.monotonic() - begun < seconds:
+        rounds.append({name: turn() for name, turn in turns.items()})
+        print("  " + ", ".join(f"{name} {taken:.1f} s" for name, taken in rounds[-1].items()), flush=True)
+    return judged(rounds, sum(map(len, texts)))
 
 
-def judged(seconds: dict[str, float], size: int) -> dict[str, Any]:
-    """Rates and ratios, printed as a table."""
-    start, alone = seconds["start"], min(seconds[THREADS], seconds[PROCESSES])
+def judged(rounds: list[dict[str, float]], size: int) -> dict[str, Any]:
+    """Medians of rates and of the ratios of each round, printed as a table."""
+    medians = {name: statistics.median(taken[name] for taken in rounds) for name in rounds[0]}
+    start, peer = medians["start"], min(THREADS, PROCESSES, key=lambda name: medians[name])
+    heads = f"{'MB/s':>8}{'of encode_batch':>17}{'goal':>7}{'of _fast':>10}"
+    print(f"\n{f'{size / MB:.1f} M characters of text':<32}{heads}")
     table = {}
-    print(
-        f"\n{f'{size / MB:.1f} M characters of text':<32}{'MB/s':>8}{'of encode_batch':>17}{'goal':>7}{'of _fast':>10}"
-    )
     for name in (THREADS, PROCESSES, FAST, *GOALS):
-        own = seconds[name] - (start if name in GOALS else 0)
-        row = {
-            "MB per s": size / MB / own,
-            "of encode_batch": alone / own,
-            "of encode_batch_fast": seconds[FAST] / own,
-            "of encode_batch, start included": alone / seconds[name],
+        own = [taken[name] - (start if name in GOALS else 0) for taken in rounds]
+        table[name] = row = {
+            "MB per s": size / MB / statistics.median(own),
+            "of encode_batch": _ratio([taken[peer] for taken in rounds], own),
+            "of encode_batch_fast": _ratio([taken[FAST] for taken in rounds], own),
+            "of encode_batch, start included": _ratio(
+                [taken[peer] for taken in rounds], [taken[name] for taken in rounds]
+            ),
         }
         goal = f"{GOALS[name]:.0%}" if name in GOALS else ""
         shown = f"{row['MB per s']:>8.2f}{row['of encode_batch']:>17.0%}{goal:>7}{row['of encode_batch_fast']:>10.0%}"
         print(f"{name:<32}{shown}")
-        table[name] = row
     print(f"{'start, s':<32}{start:>8.2f}\n", flush=True)
-    return {"characters": size, "start, s": start, "rates": table}
+    return {"characters": size, "start, s": start, "rates": table, "rounds, s": rounds}
 
 
-def tokens(folder: Path, start: float, *, count: int, workers: int, repeats: int) -> dict[str, Any]:
+def _ratio(alone: list[float], with_more: list[float]) -> float:
+    return statistics.median(one / other for one, other in zip(alone, with_more, strict=True))
+
+
+def tokens(folder: Path, *, count: int, workers: int) -> dict[str, Any]:
     """A token store written anew, against a copy of its files."""
-    store = folder / "tokens"
-    lengths = corpus.lengths(count)
-    corpus.write_store(store / "given", lengths)
-    size = int(lengths.sum())
-    seconds: dict[str, list[float]] = {"copy": [], "prepare": []}
-    for _ in range(repeats):
-        seconds["copy"].append(copied(store, folder / "copy"))
-        done = prepare(folder, store, "--shard-size", "64M", workers=workers)
-        seconds["prepare"].append(done.seconds)
-    own = statistics.median(seconds["prepare"])
-    copying = statistics.median(seconds["copy"])
+    store, one = folder / "tokens", folder / "one"
+    corpus.store_path(store, count)
+    corpus.store_path(one, 1)
+    size = int(corpus.lengths(count).sum())
+    rounds = [
+        (
+            copied(store, folder / "copy"),
+            prepare(folder, one, workers=workers).seconds,
+            prepare(folder, store, "--shard-size", "64M", workers=workers).seconds,
+        )
+        for _ in range(ROUNDS)
+    ]
+    copying, start, whole = map(statistics.median, zip(*rounds, strict=True))
     found = {
         "tokens": size,
-        "tokens per s": size / (own - start),
-        "tokens per s, start included": size / own,
-        "of a copy": copying / (own - start),
+        "tokens per s": size / (whole - start),
+        "tokens per s, start included": size / whole,
+        "of a copy": copying / (whole - start),
         "copy, tokens per s": size / copying,
+        "rounds, s": rounds,
     }
     heads = f"{'M tokens/s':>12}{'goal':>7}{'of a copy':>11}"
     print(f"{f'{size / MB:.0f} M tokens, uint16':<32}{heads}")
@@ -208,13 +210,14 @@ def copied(store: Path, to: Path) -> float:
 
 
 def memory(folder: Path, texts: list[str], tokenizer: Path, sizes: Sequence[int], *, workers: int) -> dict[str, Any]:
-    """Peak memory for inputs of several sizes."""
+    """Peak memory for inputs of several sizes, all of enough tasks for all workers."""
     found = {}
     print(f"{'memory at most, MB':<32}{'all processes':>14}{'largest':>9}{'MB/s':>8}")
     for size in sizes:
         path = write_jsonl(folder / "sized.jsonl", repeated(texts, size))
         size_bytes = path.stat().st_size
-        done = prepare(folder, path, "--tokenizer", tokenizer, workers=workers)
+        task = min(8 * MB, size // (4 * workers))
+        done = prepare(folder, path, "--tokenizer", tokenizer, "--task-size", task, workers=workers)
         path.unlink()
         found[str(size_bytes)] = done._asdict()
         shown = (
@@ -226,21 +229,21 @@ def memory(folder: Path, texts: list[str], tokenizer: Path, sizes: Sequence[int]
 
 def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """All that is asked for."""
-    texts = documents()
+    texts = corpus.texts()
     tokenizer = folder / "tokenizer.json"
     if not tokenizer.is_file():
         print("Learning a tokenizer ...", flush=True)
         demo["train_tokenizer"](texts, VOCABULARY, 4 * MB, tokenizer)
-    results: dict[str, Any] = {"machine": machine(), "workers": options.workers}
+    packages = versions("xlstm-data", "tokenizers", "pyarrow", "numpy")
+    results: dict[str, Any] = {"machine": machine(), "versions": packages, "workers": options.workers}
     if options.large:
         sizes = options.large // 10, options.large
         return results | {"memory": memory(folder, texts, tokenizer, sizes, workers=options.workers)}
     size = int(options.megabytes * MB)
     given = list(repeated(texts, size))
-    results["text"] = text(folder, given, tokenizer, workers=options.workers, repeats=options.repeats)
-    start = results["text"]["start, s"]
-    results["tokens"] = tokens(folder, start, count=options.documents, workers=options.workers, repeats=3)
-    results["memory"] = memory(folder, texts, tokenizer, (size // 4, size), workers=options.workers)
+    results["text"] = text(folder, given, tokenizer, workers=options.workers, seconds=options.seconds)
+    results["tokens"] = tokens(folder, count=options.documents, workers=options.workers)
+    results["memory"] = memory(folder, texts, tokenizer, (size // 3, 2 * size), workers=options.workers)
     return results
 
 
@@ -249,19 +252,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cores = sorted(os.sched_getaffinity(0))
     parser.add_argument("--workers", type=int, default=len(cores), help="and cores that all of it is held to")
-    parser.add_argument("--megabytes", type=float, default=8, help="of text")
-    parser.add_argument("--documents", type=int, default=300_000, help="of the token store; 200 M tokens by default")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--megabytes", type=float, default=12, help="of text")
+    parser.add_argument("--seconds", type=float, default=60, help="in which text is measured, by turns")
+    parser.add_argument("--documents", type=int, default=600_000, help="of the token store; 400 M tokens by default")
     parser.add_argument("--large", type=int, metavar="BYTES", help="only memory, for a tenth and all of this")
     parser.add_argument("--folder", type=Path, help="on the disk to measure; else that of temporary files")
     parser.add_argument("--output", type=Path, default=Path(".bench/prepare.json"))
     options = parser.parse_args()
     os.sched_setaffinity(0, cores[: options.workers])
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder, circumstances() as beside:
         results = measured(Path(folder), options)
-    options.output.write_text(json.dumps(results, indent=2))
-    print(f"\nWritten to {options.output}.")
+    options.output.write_text(json.dumps(results | {"circumstances": beside}, indent=2))
+    print(f"\nCores taken by others meanwhile: {beside['cores taken by others']}. Written to {options.output}.")
 
 
 if __name__ == "__main__":
