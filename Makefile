@@ -63,6 +63,7 @@ clean: ## remove all that these targets have made
 
 # PyTorch's CPU build where the package index offers it: the other one takes gigabytes.
 .venv-interop/complete: pyproject.toml
+	@echo "Setting up .venv-interop for PyTorch and megatron-core, once; it takes about five minutes, and 2 GB."
 	$(PYTHON) -m venv .venv-interop
 	$(INTEROP_PIP) --editable '.[tokenizers]'
 	$(INTEROP_PIP) 'torch==2.13.0+cpu' || $(INTEROP_PIP) torch

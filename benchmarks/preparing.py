@@ -243,7 +243,7 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     given = list(repeated(texts, size))
     results["text"] = text(folder, given, tokenizer, workers=options.workers, seconds=options.seconds)
     results["tokens"] = tokens(folder, count=options.documents, workers=options.workers)
-    results["memory"] = memory(folder, texts, tokenizer, (size // 3, 2 * size), workers=options.workers)
+    results["memory"] = memory(folder, texts, tokenizer, (size, 4 * size), workers=options.workers)
     return results
 
 

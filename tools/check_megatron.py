@@ -13,6 +13,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,15 @@ def main() -> int:
             write_there(DATA / name, name)
         print(f"Written to {DATA}.")
         return 0
+    print(f"With megatron-core {version('megatron-core')} and torch {version('torch')}:")
+    checks = (check_ours_there, check_theirs_here, check_prepared_there, check_prepared_from_theirs)
     with tempfile.TemporaryDirectory() as folder:
-        for check in (check_ours_there, check_theirs_here, check_prepared_there, check_prepared_from_theirs):
+        for check in checks:
             target = Path(folder) / check.__name__
             target.mkdir()
             check(target)
-            print(check.__doc__)
+            print(f"  passed: {check.__doc__}", flush=True)
+    print(f"All {len(checks)} checks have passed, on {len(DOCUMENTS)} documents, {DOCUMENTS.count([])} of them empty.")
     return 0
 
 
@@ -64,7 +68,7 @@ def write_there(prefix: Path, name: str) -> None:
 
 
 def check_ours_there(folder: Path) -> None:
-    """Stores written here open in Megatron."""
+    """Stores of five dtypes that are written here open in Megatron, with the same documents."""
     for dtype in (np.uint8, np.int8, np.int16, np.int32, np.uint16):
         prefix = folder / np.dtype(dtype).name
         write_token_store(prefix, DOCUMENTS, dtype=dtype)
@@ -72,7 +76,7 @@ def check_ours_there(folder: Path) -> None:
 
 
 def check_theirs_here(folder: Path) -> None:
-    """Stores written by Megatron open here, and are those that the tests read."""
+    """Stores of six kinds that Megatron writes open here, and are to the byte those that the tests read."""
     for name, (dtype, _) in STORES.items():
         write_there(folder / name, name)
         store = TokenStore(folder / name)
@@ -83,7 +87,7 @@ def check_theirs_here(folder: Path) -> None:
 
 
 def check_prepared_there(folder: Path) -> None:
-    """Prepared shards open in Megatron."""
+    """Shards that prepare writes of text, as uint16 and as int32, open in Megatron, with the same tokens."""
     texts = [f"document {number} " * (number % 7 + 1) for number in range(200)]
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     tokenizer = folder / "tokenizer.json"
@@ -104,7 +108,7 @@ def check_prepared_there(folder: Path) -> None:
 
 
 def check_prepared_from_theirs(folder: Path) -> None:
-    """Stores written by Megatron are merged here, and open there again."""
+    """Stores that Megatron writes are merged here, one of several sequences a document, and open there again."""
     for name in ("int32", "sequences"):
         write_there(folder / name, name)
     inputs = [str(folder / name) for name in ("int32", "sequences")]

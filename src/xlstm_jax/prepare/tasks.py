@@ -1,6 +1,7 @@
 """Input cut into tasks of bounded size: a matter of the input alone, not of who works on it."""
 
 import itertools
+import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -21,6 +22,8 @@ from xlstm_jax.prepare.inputs import InputFile
 from xlstm_jax.prepare.storage import is_url, public, resource
 
 __all__ = ["END_OF_FILE", "Piece", "Task", "cut_into_tasks", "is_damage", "record_batches"]
+
+LOGGER = logging.getLogger(__name__)
 
 END_OF_FILE = 1 << 62
 """The end of a piece that goes as far as its file, whose uncompressed size nobody knows."""
@@ -69,6 +72,14 @@ def cut_into_tasks(files: list[InputFile], config: PrepareConfig) -> Iterator[Ta
     Raises:
         PrepareError: A file cannot be read at all.
     """
+    whole = [file for file in files if file.compression and file.size > config.task_bytes]
+    if whole:
+        LOGGER.info(
+            "%d compressed files, such as %s, cannot be cut: each is read by one worker, and shows in the progress "
+            "when it is done. The cores of workers that have nothing else to do help to tokenise it.",
+            len(whole),
+            public(whole[0].path),
+        )
     pieces: list[Piece] = []
     size = 0
     numbers = itertools.count()
