@@ -9,7 +9,8 @@ from measuring import in_turns
 
 from xlstm_jax.dataset.order import Order, keyed_permutation
 from xlstm_jax.dataset.packing import Packing, Rule, pack_window
-from xlstm_jax.dataset.windows import LaneSlice, PlannedWindows
+from xlstm_jax.dataset.slices import LaneSlice
+from xlstm_jax.dataset.windows import PlannedWindows
 
 WINDOW_ROWS = 1024
 INDICES = 10**6

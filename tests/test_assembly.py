@@ -20,10 +20,11 @@ from xlstm_jax.dataset.order import Order
 from xlstm_jax.dataset.packing import Packing, pack_window
 from xlstm_jax.dataset.pieces import TOKEN_DTYPES
 from xlstm_jax.dataset.places import PlacedRun
+from xlstm_jax.dataset.slices import LaneSlice
 from xlstm_jax.dataset.sources import MemorySource
 from xlstm_jax.dataset.sources.base import TokenBlock, TokenSource, gather_block
 from xlstm_jax.dataset.transforms import Documents
-from xlstm_jax.dataset.windows import LaneSlice, PlannedWindows, StreamedWindows
+from xlstm_jax.dataset.windows import PlannedWindows, StreamedWindows
 
 LENGTHS = 12, 50
 """Shorter than what is written at a time, and longer."""
@@ -116,7 +117,7 @@ def cases(draw):
         stop = draw(st.integers(start, window.rows))
         at += draw(st.integers(0, 2))
         if start < stop:
-            runs.append(PlacedRun(at, RowRun(0, window, start, stop)))
+            runs.append(PlacedRun(np.arange(at, at + stop - start), RowRun(0, window, start, stop)))
             at += stop - start
         first, offset = window.next_first, window.next_offset
     return runs, at + draw(st.integers(0, 2)), [source], [how]

@@ -36,8 +36,8 @@ def manager(tmp_path):
         yield manager
 
 
-def save(manager, step, item, model=MODEL):
-    args = ocp.args.Composite(model=ocp.args.StandardSave(model), data=PositionSave(item))
+def save(manager, step, item, model=MODEL, **options):
+    args = ocp.args.Composite(model=ocp.args.StandardSave(model), data=PositionSave(item, **options))
     assert manager.save(step, args=args)
 
 
@@ -113,6 +113,7 @@ def test_the_latest_of_several_checkpoints_is_restored(manager):
 
 def test_a_position_is_saved_as_json_with_the_history_beside_it(manager):
     with make_job().loader() as loader:
+        draw(loader, 1)
         save(manager, 0, loader)
         manager.wait_until_finished()
         files = {file.name: json.loads(file.read_text()) for file in manager.directory.glob("0/data/*.json")}
@@ -122,14 +123,21 @@ def test_a_position_is_saved_as_json_with_the_history_beside_it(manager):
 def test_a_state_is_saved_like_the_loader_that_it_was_taken_from(manager):
     with make_job().loader() as loader:
         draw(loader, 2)
-        save(manager, 2, loader.get_state())
-        assert restore(manager, 2)["data"] == loader.get_state()
+        state, history = loader.get_state(), loader.history
+        with pytest.raises(ValueError, match="without the history"):
+            PositionSave(state)
+        with pytest.raises(ValueError, match="history of its own"):
+            PositionSave(loader, history=history)
+        save(manager, 2, state, history=history)
+    with make_job().loader() as loader:
+        assert restore(manager, 2, loader)["data"] == state
+        assert loader.history == history
 
 
 def test_what_is_saved_does_not_change_with_the_state_that_was_passed_in():
     with make_job().loader() as loader:
         state = loader.get_state()
-    saved, expected = PositionSave(state), json.loads(json.dumps(state))
+    saved, expected = PositionSave(state, history=[]), json.loads(json.dumps(state))
     state["step"] = 77
     state["datasets"].clear()
     assert saved.state == expected
@@ -245,6 +253,7 @@ def test_restoring_with_another_tokenizer_is_refused(manager):
 
 def test_a_refusal_names_every_field_that_differs(manager):
     with make_job().loader() as loader:
+        draw(loader, 1)
         save(manager, 0, loader)
     with make_job(length=32, packing="concat_split", weights=[1, 1], shards=2).loader() as loader:
         with pytest.raises(PositionError) as refused:

@@ -296,7 +296,7 @@ def test_the_bin_count_of_best_fit_fills_windows_of_four_million_tokens_unless_n
         (16, {"grain_packing_bin_count": 3}, 3),
     ):
         dataset = make_dataset([[1]], length=length, grain_packing=True, **options)
-        assert dataset.run.window_rows(dataset.config) == rows
+        assert dataset.run.window_rows(dataset.config, dataset.config.row_length) == rows
 
 
 def test_more_packing_bins_reduce_padding():

@@ -19,7 +19,7 @@ from xlstm_jax.dataset.places import BatchPlan, Planner
 from xlstm_jax.dataset.position import Position, cursor_from_json, cursor_to_json
 from xlstm_jax.dataset.stages import stage
 
-__all__ = ["EndOfData", "gather_json", "join_positions", "own_part"]
+__all__ = ["EndOfData", "gather_json", "join_counts", "join_positions", "own_part"]
 
 
 class EndOfData:
@@ -81,12 +81,13 @@ def gather_json(own: Any) -> list[Any]:
     return [json.loads(texts[process, :size].tobytes()) for process, size in enumerate(sizes)]
 
 
-def own_part(position: Position, lanes: Sequence[int]) -> dict[str, Any]:
-    """What only a process that reads these lanes knows of a position, as JSON."""
+def own_part(position: Position, counts: Sequence[Sequence[int]], lanes: Sequence[int]) -> dict[str, Any]:
+    """What only a process that reads these lanes knows of a position, and its `Progress.counts`, as JSON."""
     return {
         "lanes": list(lanes),
+        "counts": [list(rows) for rows in counts],
         "cursors": {
-            name: [cursor_to_json(dataset.cursors[lane]) for lane in lanes]
+            name: [cursor_to_json(dataset.cursors[lane], position.row_length) for lane in lanes]
             for name, dataset in position.datasets.items()
         },
         "skipped": {name: sorted(dataset.skipped) for name, dataset in position.datasets.items()},
@@ -101,7 +102,7 @@ def join_positions(position: Position, parts: Sequence[Mapping[str, Any]]) -> Po
     for part in parts:
         for at, lane in enumerate(part["lanes"]):
             for name, of_dataset in part["cursors"].items():
-                cursors[name][lane] = cursor_from_json(of_dataset[at])
+                cursors[name][lane] = cursor_from_json(of_dataset[at], position.row_length)
         for name, documents in part["skipped"].items():
             skipped[name] |= frozenset(documents)
     return replace(
@@ -111,6 +112,12 @@ def join_positions(position: Position, parts: Sequence[Mapping[str, Any]]) -> Po
             for name, old in position.datasets.items()
         },
     )
+
+
+def join_counts(parts: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """The `Progress.counts` of all lanes, from the parts of all processes; some may read the same lanes."""
+    by_lanes = {tuple(part["lanes"]): np.array(part["counts"], dtype=np.int64) for part in parts}
+    return np.sum(list(by_lanes.values()), axis=0).tolist()  # type: ignore[no-any-return]
 
 
 def _gather(own: NDArray[Any]) -> NDArray[Any]:

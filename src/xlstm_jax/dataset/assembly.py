@@ -58,7 +58,7 @@ def assemble(
     """Build the rows of a batch, or of a part of one: what `assemble_plain` does, compiled.
 
     Args:
-        runs: Rows to build, in order of their place `at`; what lies between them is padding.
+        runs: Rows to build, each with its place in the result; what lies between them is padding.
         rows: Rows of the result.
         sources: The source of each dataset; only those of planned data are read.
         formats: The row format of each dataset; all of the same length.
@@ -73,10 +73,18 @@ def assemble(
         how = formats[dataset]
         pieces, first = pieces_of(window, start, stop, sources[dataset], length)
         held.append(pieces)
-        rule = how.shift, how.eod_token_id, how.infer_segments
-        table.append((at, first, first + stop - start, *pieces.addresses, *rule))
-    fill(np.array(table, np.int64).reshape(-1, COLUMNS), *out)
+        what = *pieces.addresses, how.shift, how.eod_token_id, how.infer_segments
+        table += [(row, first + begin, first + end, *what) for row, begin, end in _stretches(at)]
+    fill(np.array(sorted(table), np.int64).reshape(-1, COLUMNS), *out)
     return out
+
+
+def _stretches(at: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """Rows that follow each other in a batch: (row of the batch, first, last + 1 of these rows)."""
+    if at[-1] - at[0] + 1 == len(at):
+        return [(int(at[0]), 0, len(at))]
+    heads = np.flatnonzero(np.diff(at, prepend=at[0] - 2) != 1)
+    return list(zip(at[heads].tolist(), heads.tolist(), [*heads[1:].tolist(), len(at)], strict=True))
 
 
 def assemble_plain(
@@ -89,8 +97,8 @@ def assemble_plain(
     tokens = [np.zeros((rows, formats[0].length), np.int32) for _ in range(6)]
     out = RowArrays(*tokens, *(np.full(rows, -1, np.int32) for _ in range(2)))
     for at, (dataset, window, start, stop) in runs:
-        for row in range(start, stop):
-            _fill_row_plain(out, at + row - start, row, window, sources[dataset], formats[dataset])
+        for place, row in zip(at, range(start, stop), strict=True):
+            _fill_row_plain(out, place, row, window, sources[dataset], formats[dataset])
     return out
 
 
@@ -104,7 +112,7 @@ def _fill_row_plain(out: RowArrays, row: int, source_row: int, window: Window, s
         total = int(window.lengths[document])
         if segment == 1:
             out.document_idx[row] = window.source_index[document]
-            out.sequence_idx[row] = -(-start // how.length)
+            out.sequence_idx[row] = window.piece_numbers(np.array([p]), how.length)[0]
         position = inferred = 0
         for token in range(start, start + int(packed.length[p])):
             separates = how.infer_segments and tokens[token] == how.eod_token_id

@@ -14,7 +14,7 @@ so far. Needs the extra `checkpoint`; without Orbax, `get_state` and
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -88,25 +88,35 @@ class PositionSave(ocp.args.CheckpointArgs):  # type: ignore[misc]  # As above.
 
     Args:
         item: The loader, or a state that its `get_state` returned.
+        history: With a state, the loader's `history` of then.
 
     Raises:
         TypeError: `item` is neither, or its state is no JSON.
+        ValueError: A state of ours comes without its history, or a loader, which has its own, with one.
     """
 
     item: Resumable | Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]] | None = None
     state: Mapping[str, Any] = field(init=False)
-    history: list[Any] = field(init=False)
 
     def __post_init__(self) -> None:
         """Take the position now, as a copy that nobody else can change."""
         if isinstance(self.item, Mapping):
-            state = self.item
+            state, history = self.item, self.history
+            if history is None and "mixture" in state:
+                raise ValueError(
+                    "A state comes without the history of its mixture, which would be lost; pass PositionSave(loader), "
+                    "or PositionSave(state, history=loader.history)."
+                )
+        elif self.history is not None:
+            raise ValueError("A loader has a history of its own; pass history=... with a state only.")
         elif hasattr(self.item, "get_state"):
             state = self.item.get_state()
+            history = getattr(self.item, "history", None)
         else:
             raise TypeError(f"PositionSave takes a loader or its saved state, got {type(self.item).__name__}.")
         self.state = json.loads(json.dumps(state))
-        self.history = json.loads(json.dumps(getattr(self.item, "history", [])))
+        self.history = json.loads(json.dumps(history or []))
 
 
 @ocp.args.register_with_handler(PositionHandler, for_restore=True)

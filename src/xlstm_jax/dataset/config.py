@@ -132,6 +132,23 @@ class DatasetConfig:
             return self.batch_size
         return max(16, min(default_rows(self.row_length), OPEN_TOKENS // (open_windows * self.row_length)))
 
+    def window_rows_at(self, row_length: int, first: int) -> int:
+        """Rows of a window at another row length, where by default it has `first` of them at that of the run's start.
+
+        As many as are usual at this length; where many windows are open, no more tokens than at the start.
+        """
+        if row_length == self.row_length or self.rule == "first_fit":
+            return first
+        usual = default_rows(row_length)
+        many_open = first < default_rows(self.row_length)
+        return max(16, min(usual, first * self.row_length // row_length)) if many_open else usual
+
+    def once(self) -> "DatasetConfig":
+        """The same dataset, read for one epoch."""
+        config = copy.copy(self)  # What has been checked is not checked again.
+        object.__setattr__(config, "num_epochs", 1)
+        return config
+
     def settings(self, window_rows: int) -> dict[str, Any]:
         """What decides the dataset's rows, for a saved position: a resume must not change any of it unnoticed."""
         settings: dict[str, Any] = {
@@ -143,9 +160,11 @@ class DatasetConfig:
             "data_shuffle_seed": self.seed,
             "packing": self.rule,
             "grain_packing_bin_count": window_rows,
+            "windows": "default" if self.window_rows is None else "named",
             "long_documents": self.long_documents,
             "shift": self.shift.name.lower(),
             "eod_token_id": self.eod_token_id,
+            "num_epochs": self.num_epochs,
         }
         if self.shuffle_window is not None:
             settings["shuffle_window"] = self.shuffle_window

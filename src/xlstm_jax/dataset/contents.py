@@ -92,7 +92,7 @@ class FoundSegment(NamedTuple):
 
 
 def batch_contents(
-    run: Run, step: int, known: Sequence[Position] = (), *, drop_remainder: bool = True, one_epoch: bool = False
+    run: Run, step: int, known: Sequence[Position] = (), *, drop_remainder: bool = True
 ) -> BatchContents:
     """What stands in the batch of a step.
 
@@ -104,7 +104,6 @@ def batch_contents(
             the run may have had other batch sizes or datasets before. (That two such changes cancel each other out
             cannot be seen.)
         drop_remainder: Whether a last batch that is not full is left out.
-        one_epoch: Whether the data ends after its first epoch, whatever `num_epochs` says.
 
     Raises:
         ValueError: The data ends before the step, or it is streamed, and no position before the step is known.
@@ -113,15 +112,15 @@ def batch_contents(
     step = integer("step", step, 0)
     before = [position for position in known if position.moment.step <= step]
     if before:
-        return _first(run, max(before, key=_step), step, drop_remainder=drop_remainder, one_epoch=one_epoch)
+        return _first(run, max(before, key=_step), step, drop_remainder=drop_remainder)
     start = _start(run)
     behind = min(known, key=_step, default=None)
     if behind is not None:
-        _refuse_another_way(run, start, behind, step, one_epoch=one_epoch)
-    return _first(run, start, step, drop_remainder=drop_remainder, one_epoch=one_epoch)
+        _refuse_another_way(run, start, behind, step)
+    return _first(run, start, step, drop_remainder=drop_remainder)
 
 
-def _first(run: Run, start: Position, step: int, *, drop_remainder: bool, one_epoch: bool) -> BatchContents:
+def _first(run: Run, start: Position, step: int, *, drop_remainder: bool) -> BatchContents:
     """The contents of the batch of `step`, planned from `start` on.
 
     Raises:
@@ -134,17 +133,17 @@ def _first(run: Run, start: Position, step: int, *, drop_remainder: bool, one_ep
             "ask a loader of one process for the step, behind set_state() with what that gave."
         )
     ended = _step(start)
-    for plan in _plans(run, start, drop_remainder=drop_remainder, one_epoch=one_epoch):
+    for plan in _plans(run, start, drop_remainder=drop_remainder):
         if plan.step == step:
             return _contents_of(run, plan)
         ended = plan.after.moment.step
     raise ValueError(f"There is no step {step}: the data ends after {ended} steps.")
 
 
-def _refuse_another_way(run: Run, start: Position, position: Position, step: int, *, one_epoch: bool) -> None:
+def _refuse_another_way(run: Run, start: Position, position: Position, step: int) -> None:
     """Refuse a position that this run, from `start` on, does not come to."""
     progress = Progress(run, start)
-    plans = _plans(run, start, drop_remainder=False, one_epoch=one_epoch)
+    plans = _plans(run, start, drop_remainder=False)
     while progress.standing.moment.step < _step(position) and (plan := next(plans, None)) is not None:
         progress.deliver(plan.after)
     if not _same_place(progress.position, position):
@@ -195,7 +194,7 @@ def find_document(
     for plan in _plans(run, start, drop_remainder=drop_remainder) if reading.goes_on else ():
         if steps is not None and plan.step >= steps:
             break
-        found += _places_of(plan, number, document, epoch)
+        found += sorted(_places_of(plan, number, document, epoch))
         whole = found and sum(f.contents.stop - f.contents.start for f in found) == found[-1].contents.length
         if not reading.deliver(plan) or (whole and not reading.repeats):
             break
@@ -208,7 +207,7 @@ class _Epoch:
     def __init__(self, run: Run, number: int, epoch: int, start: Position) -> None:
         self._run, self._number, self._epoch = run, number, epoch
         dataset = run.datasets[number]
-        slices = [run.lane_slice(dataset, lane, endless=dataset.num_epochs is None) for lane in range(run.num_shards)]
+        slices = [run.lane_slice(dataset, lane) for lane in range(run.num_shards)]
         self._sizes = [part.size(epoch) for part in slices]
         self.repeats = sum(self._sizes) > len(dataset.source)
         """Whether lanes share documents, so that each comes several times."""
@@ -247,9 +246,9 @@ def _start(run: Run) -> Position:
     return run.start()
 
 
-def _plans(run: Run, start: Position, *, drop_remainder: bool, one_epoch: bool = False) -> Iterator[BatchPlan]:
+def _plans(run: Run, start: Position, *, drop_remainder: bool) -> Iterator[BatchPlan]:
     """The batches from a position on, as no process reads them but all of them together."""
-    planner = run.plan_from(start, range(run.num_shards), Readers(run.datasets, 0), one_epoch=one_epoch)
+    planner = run.plan_from(start, range(run.num_shards), Readers(run.datasets, 0))
     told = time.monotonic()
     while (plan := planner.next_batch()).rows and (plan.whole or not drop_remainder):
         yield plan
@@ -261,8 +260,8 @@ def _plans(run: Run, start: Position, *, drop_remainder: bool, one_epoch: bool =
 def _contents_of(run: Run, plan: BatchPlan) -> BatchContents:
     rows: list[RowContents | None] = [None] * plan.size
     for at, (dataset, window, start, stop) in plan.runs:
-        for number in range(start, stop):
-            rows[at + number - start] = RowContents(
+        for place, number in zip(at.tolist(), range(start, stop), strict=True):
+            rows[place] = RowContents(
                 dataset=run.datasets[dataset].name,
                 epoch=window.epoch,
                 segments=_segments_of(window, number),
@@ -285,10 +284,10 @@ def _places_of(plan: BatchPlan, dataset: int, document: int, epoch: int) -> Iter
     for at, run in plan.runs:
         if run.dataset != dataset or run.window.epoch != epoch or document not in run.window.source_index:
             continue
-        for row in range(run.start, run.stop):
+        for place, row in zip(at.tolist(), range(run.start, run.stop), strict=True):
             for number, segment in enumerate(_segments_of(run.window, row), start=1):
                 if segment.document == document:
-                    yield FoundSegment(plan.step, at + row - run.start, number, segment)
+                    yield FoundSegment(plan.step, place, number, segment)
 
 
 def _step(position: Position) -> int:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm_jax.dataset.config import DatasetConfig
+from xlstm_jax.dataset.slices import LaneSlice
 from xlstm_jax.dataset.sources import length_chunks
-from xlstm_jax.dataset.windows import LaneSlice, PlannedWindows
+from xlstm_jax.dataset.windows import PlannedWindows
 
 __all__ = ["EpochSize", "EpochSizes", "count_epoch", "fewest_rows", "tokens_of_epoch"]
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm_jax.dataset.agreement import EndOfData, gather_json, join_positions, own_part
+from xlstm_jax.dataset.agreement import EndOfData, gather_json, join_counts, join_positions, own_part
 from xlstm_jax.dataset.assembly import assemble
 from xlstm_jax.dataset.buffers import HostBuffers
 from xlstm_jax.dataset.contents import BatchContents, batch_contents
@@ -130,7 +130,6 @@ class RowFeed:
         self._sharding = sharding
         self._documents = list(documents)
         self._drop_remainder = drop_remainder
-        self._one_epoch = one_epoch
         self._spread = not run.planned and sharding.spread
         if not run.planned:
             sharding.refuse_rows_of_other_hosts()
@@ -138,14 +137,18 @@ class RowFeed:
         self._readers = Readers(
             run.datasets, worker_count, in_threads=in_threads, lanes=-(-run.num_shards // sharding.host_count)
         )
+        run = run.once() if one_epoch else run
         self._begin(run, run.start())
 
     def _begin(self, run: Run, position: Position) -> None:
         self._num_epochs = [dataset.num_epochs for dataset in run.datasets]
         self._run = run
         self._begun_at = position
-        self._progress = Progress(run, position)
-        self._pass_length = PassLength(run, self._documents, one_epoch=self._one_epoch)
+        self._progress = self._progress_from(position)
+        self._pass_length = PassLength(run, self._documents)
+
+    def _progress_from(self, position: Position) -> Progress:
+        return Progress(self._run, position.in_lanes(self._lanes) if self._spread else position)
 
     @property
     def _lanes(self) -> range:
@@ -158,11 +161,11 @@ class RowFeed:
 
     @property
     def _ends(self) -> bool:
-        return self._one_epoch or None not in self._num_epochs
+        return None not in self._num_epochs
 
     def tasks(self) -> Iterator[Callable[[], HostBatch]]:
         """See `Feed.tasks`."""
-        planner = self._run.plan_from(self._progress.position, self._lanes, self._readers, one_epoch=self._one_epoch)
+        planner = self._run.plan_from(self._progress.position, self._lanes, self._readers)
         self._end = EndOfData(AGREE_EVERY) if self._spread and self._ends else None
         plans = _plans(planner, self._has_rows) if self._end is None else self._end.plans(planner, self._has_rows)
         builder = _Builder(self._run, self._sharding, self._buffers)
@@ -183,8 +186,7 @@ class RowFeed:
         """See `Feed.at_pass_end`."""
         position = self._progress.standing
         epochs = self._num_epochs
-        last = self._one_epoch or (None not in epochs and position.passes + 1 >= max(e or 0 for e in epochs))
-        if last:
+        if None not in epochs and position.passes + 1 >= max(e or 0 for e in epochs):
             return False  # It ends with the data.
         end = position.place + self._run.timeline.shape(position.moment)[0]
         # Where a batch is larger than a pass, it is one: no pass is empty.
@@ -201,21 +203,26 @@ class RowFeed:
                 self._run.timeline.shape(BEGIN)[0],
                 self._drop_remainder,
             )
-        passes = position.passes + 1
-        while not self._pass_length.reaches(position.place, passes):
-            passes += 1
-        self._progress.begin_pass(passes)
+        # A batch may be many passes; none is looked for one by one.
+        low, high = position.passes, position.passes + 1
+        while not self._pass_length.reaches(position.place, high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._pass_length.reaches(position.place, middle) else (middle, high)
+        self._progress.begin_pass(high)
 
     def restart(self) -> None:
         """See `Feed.restart`."""
         self._begun_at = self._run.start()
-        self._progress = Progress(self._run, self._begun_at)
+        self._progress = self._progress_from(self._begun_at)
 
     def get_state(self) -> dict[str, Any]:
         """See `Feed.get_state`."""
         position = self._progress.position
         if self._spread:
-            position = join_positions(position, gather_json(own_part(position, self._lanes)))
+            parts = gather_json(own_part(position, self._progress.counts, self._lanes))
+            position = self._progress.settle(join_positions(position, parts), join_counts(parts))
             self._run.refuse_skipped(position)
         return position.to_json()
 
@@ -238,10 +245,7 @@ class RowFeed:
 
     def set_history(self, history: Sequence[Mapping[str, Any]]) -> None:
         """See `Feed.set_history`."""
-        position = self._progress.position
-        # A thread that saves both may take the history a batch later than the position.
-        begun = [entry for entry in history if entry["stage"] <= position.stage.number]
-        self._progress = Progress(self._run, position, begun)
+        self._progress.set_history(history)
 
     @property
     def epochs_seen(self) -> dict[str, float]:
@@ -251,7 +255,7 @@ class RowFeed:
     def contents(self, step: int) -> BatchContents:
         """See `Feed.contents`; from the position that the run stands at, or where it began or was resumed."""
         known = [self._begun_at, self._progress.position]
-        return batch_contents(self._run, step, known, drop_remainder=self._drop_remainder, one_epoch=self._one_epoch)
+        return batch_contents(self._run, step, known, drop_remainder=self._drop_remainder)
 
     def before_step(self, step: int) -> Moment:
         """See `Feed.before_step`."""

@@ -136,7 +136,7 @@ class LLMDatasetIterator(grain.DatasetIterator[Row]):
         self._rows_in_batch = sum(run.stop - run.start for _, run in runs)
         if self._part.step > 1:
             runs = _every_nth_row(runs, self._part.step, first=(self._part.start - self._passed) % self._part.step)
-        self._own = [row for at, run in runs for row in range(at, at + run.stop - run.start)]
+        self._own = sorted(row for at, _ in runs for row in at.tolist())
         self._rows = assemble(runs, stop - start, [config.source], [config.row_format])
         self._next = 0
         return True
@@ -152,8 +152,8 @@ class LLMDatasetIterator(grain.DatasetIterator[Row]):
 def _every_nth_row(runs: list[PlacedRun], step: int, first: int) -> list[PlacedRun]:
     """Every `step`-th row of these, from row `first` on; each stays where it is."""
     single = [
-        PlacedRun(at + row - run.start, run._replace(start=row, stop=row + 1))
+        PlacedRun(at[i : i + 1], run._replace(start=run.start + i, stop=run.start + i + 1))
         for at, run in runs
-        for row in range(run.start, run.stop)
+        for i in range(len(at))
     ]
-    return single[first::step]
+    return sorted(single, key=lambda placed: int(placed.at[0]))[first::step]

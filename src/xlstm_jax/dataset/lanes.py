@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlstm_jax.dataset.hashing import keyed_hash
-from xlstm_jax.dataset.mixing import MixtureSequence
-from xlstm_jax.dataset.order import keyed_permutation
 from xlstm_jax.dataset.repacking import repack
+from xlstm_jax.dataset.rounds import Rounds
 from xlstm_jax.dataset.windows import Window, Windows
 
-__all__ = ["Cursor", "Lane", "PositionError", "Rounds", "RowRun", "RowStream", "turns"]
+__all__ = ["Cursor", "Lane", "PositionError", "RowRun", "RowStream"]
 
 
 class PositionError(ValueError):
@@ -33,6 +32,8 @@ class Cursor(NamedTuple):
     chain: tuple[int, ...] = ()
     """(row length, rows emitted, row length, rows emitted, …): where the row length changed within the window, its rows
     of each earlier length. What they left, merged where it touches, is a window of its own, of which `row` counts."""
+    pieces: int = 0
+    """Pieces of that document that earlier windows hold."""
 
     def behind(self, length: int) -> "Cursor":
         """The same place, where the rows so far had this length and those that follow have another."""
@@ -75,7 +76,7 @@ class RowStream:
         self._windows = self._windows_of(length)
         self._ready.clear()
         self._left = 0
-        self._next = (self._cursor.epoch, self._cursor.document, self._cursor.offset)
+        self._next = (self._cursor.epoch, self._cursor.document, self._cursor.offset, self._cursor.pieces)
         self._had = self._cursor.chain, self._cursor.row
 
     def change_length(self, length: int) -> bool:
@@ -112,43 +113,50 @@ class RowStream:
             count -= stop - start
             self._left -= stop - start
             if stop < window.rows:
-                self._cursor = Cursor(window.epoch, window.first, window.offset, stop, window.chain)
+                self._cursor = Cursor(window.epoch, window.first, window.offset, stop, window.chain, window.before)
             else:
                 # Whatever has been planned ahead, the cursor moves to the very next document: a position never
                 # depends on prefetching.
                 self._ready.popleft()
-                self._cursor = Cursor(window.epoch, window.next_first, window.next_offset, 0)
+                epoch, first, offset, pieces = self._behind(window)
+                self._cursor = Cursor(epoch, first, offset, 0, (), pieces)
         return runs
 
     def _plan(self) -> Window | None:
         """The next window that holds rows, or None where the dataset ends."""
         while True:
-            epoch, first, offset = self._next
+            epoch = self._next[0]
             if self._num_epochs is not None and epoch >= self._num_epochs:
                 return None
-            window = self._read(epoch, first, offset)
+            window = self._read(*self._next)
             if window is None:
-                if self._num_epochs is None and not self._epoch_had_rows:
+                if self._num_epochs is None and not self._epoch_had_rows and self._windows.lane.size(epoch):
                     raise ValueError(
                         f"{self._label} gave no row in the whole of epoch {epoch}: every document is empty or was "
                         "dropped. Check the filters among `operations` and `long_documents`."
                     )
-                self._next = (epoch + 1, 0, 0)
+                self._next = (epoch + 1, 0, 0, 0)
                 self._epoch_had_rows = False
                 continue
-            self._next = (epoch, window.next_first, window.next_offset)
+            self._next = self._behind(window)
             if window.rows:
                 self._epoch_had_rows = True
                 return window
 
-    def _read(self, epoch: int, first: int, offset: int) -> Window | None:
+    def _behind(self, window: Window) -> tuple[int, int, int, int]:
+        """Where the next window begins: epoch, document, tokens and pieces of it before."""
+        return window.epoch, window.next_first, window.next_offset, window.next_before(self._length)
+
+    def _read(self, epoch: int, first: int, offset: int, before: int) -> Window | None:
         """The window that begins here, at the row length in force."""
         (chain, row), self._had = self._had, ((), 0)
         lengths, emitted = [*chain[::2], self._length], chain[1::2]
         windows = self._windows_of(lengths[0]) if emitted else self._windows
         window = windows.read(epoch, first, offset)
-        for rows, before, after in zip(emitted, lengths, lengths[1:], strict=False):
-            window = repack(self._goes_beyond(window, rows), before, rows, self._windows_of(after))
+        if window is not None and before:
+            window = window._replace(before=before)
+        for rows, length, then in zip(emitted, lengths, lengths[1:], strict=False):
+            window = repack(self._goes_beyond(window, rows), length, rows, self._windows_of(then))
         return self._goes_beyond(window, row) if row else window
 
     def _goes_beyond(self, window: Window | None, rows: int) -> Window:
@@ -163,77 +171,64 @@ class RowStream:
         return window
 
 
-class Rounds:
-    """The mixture sequence of a stage, cut into rounds of one entry a lane, and dealt out to the lanes.
+class Lane:
+    """One lane: its rows of all datasets, in the order in which the mixture deals them out.
 
-    Entry `i * S + t` stands at the t-th place of round i, and the lane whose turn is t takes it. Where several datasets
-    are drawn, turns are permuted anew in each round: else weights that fit the number of lanes would give a lane always
-    the same dataset (1/2, 1/4, 1/8, 1/8 over 8 lanes: lane 0 only the first). Entries themselves are not permuted, so
-    that shares are exact after every place.
-
-    Args:
-        sequence: The mixture sequence, as it goes on from round `first`.
-        num_shards: Lanes.
-        start: Place at which the stage begins.
-        first: First round that a lane needs.
+    Where the dataset of a round has ended in this lane, another stands in for it, so that the others go on in their
+    proportions until all have ended.
     """
 
-    CHUNK = 64
+    def __init__(self, number: int, streams: Sequence[RowStream]) -> None:
+        self.streams = streams
+        self._number = number
 
-    def __init__(self, sequence: MixtureSequence, num_shards: int, *, start: int, first: int) -> None:
-        self.weights = sequence.weights
-        self.start = start
-        self._sequence = sequence
-        self._num_shards = num_shards
-        self.first = first
-        self._counts = np.array(sequence.counts, dtype=np.int64)
-        self._entries = np.zeros((0, num_shards), dtype=np.int32)
-        self._dealt: list[list[int]] = []
-        """The same: a single number out of a list is had five times as fast as out of an array."""
+    def change_length(self, length: int) -> list[int]:
+        """Go on in rows of another length; tells in which datasets that changed the cursor."""
+        return [d for d, stream in enumerate(self.streams) if stream.change_length(length)]
 
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Entries of each dataset before the first round that is still kept."""
-        return tuple(self._counts.tolist())
+    def choose(self, rounds: Rounds, number: int, count: int) -> NDArray[np.int32]:
+        """[at most count] int32: the datasets of the lane's rows in the rounds from `number` on, while there are rows.
 
-    def dataset(self, number: int, lane: int) -> int:
-        """Which dataset `lane` reads in round `number`."""
-        while number - self.first >= len(self._dealt):
-            self._extend()
-        return self._dealt[number - self.first][lane]
+        The lane's next row is that of round `number`.
+        """
+        entries = rounds.entries(self._number, number, count)
+        wanted = np.bincount(entries, minlength=len(self.streams)).tolist()
+        if all(stream.available(rows) == rows for stream, rows in zip(self.streams, wanted, strict=True) if rows):
+            return entries
+        return self._choose_those_left(rounds.weights, entries.tolist(), number)
 
-    def forget_before(self, number: int) -> None:
-        """Drop the rounds that no lane needs any more."""
-        if len(self.weights) == 1:
-            return  # Nobody asks.
-        while number - self.first > len(self._entries):
-            self._extend()
-        passed = self._entries[: number - self.first]
-        self._counts += np.bincount(passed.ravel(), minlength=len(self._counts))
-        self._entries, self._dealt = self._entries[len(passed) :], self._dealt[len(passed) :]
-        self.first += len(passed)
+    def _choose_those_left(self, weights: Sequence[int], entries: list[int], number: int) -> NDArray[np.int32]:
+        """As `choose`, where a dataset ends."""
+        taken = [0] * len(self.streams)
 
-    def turns(self, number: int) -> NDArray[np.int64]:
-        """[lanes] place of each lane in round `number`."""
-        return turns(self.weights, self._num_shards, self.start, number)
+        def goes_on(dataset: int) -> bool:
+            return self.streams[dataset].available(taken[dataset] + 1) > taken[dataset]
 
-    def _extend(self) -> None:
-        lanes = self._num_shards
-        start = self.first + len(self._entries)
-        entries = self._sequence.take(self.CHUNK * lanes).reshape(self.CHUNK, lanes)
-        if lanes > 1:
-            dealt = [self.turns(start + i) for i in range(self.CHUNK)]
-            entries = np.take_along_axis(entries, np.stack(dealt), axis=1)
-        self._entries = np.concatenate([self._entries, entries])
-        self._dealt += entries.tolist()
+        chosen = []
+        for here, entry in enumerate(entries, start=number):
+            dataset = entry
+            if not goes_on(dataset):
+                left = [d for d, weight in enumerate(weights) if weight and goes_on(d)]
+                if not left:
+                    break
+                dataset = _stand_in(weights, left, self._number, here)
+            taken[dataset] += 1
+            chosen.append(dataset)
+        return np.array(chosen, dtype=np.int32)
 
+    def take(self, chosen: NDArray[np.int32]) -> list[tuple[NDArray[np.int64], RowRun]]:
+        """The next rows, of which as many of each dataset must be `available`.
 
-def turns(weights: Sequence[int], num_shards: int, start: int, number: int) -> NDArray[np.int64]:
-    """[lanes] place of each lane in round `number` of a stage that begins at place `start`."""
-    if sum(weight > 0 for weight in weights) == 1:
-        # Place n is lane `n mod S`.
-        return (np.arange(num_shards) - start) % num_shards
-    return keyed_permutation(num_shards, keyed_hash("lanes", number), 0, num_shards)
+        Each run comes with the places of its rows in `chosen`.
+        """
+        taken = []
+        for dataset, stream in enumerate(self.streams):
+            places = np.flatnonzero(chosen == dataset)
+            for run in stream.take(dataset, len(places)):
+                count = run.stop - run.start
+                taken.append((places[:count], run))
+                places = places[count:]
+        return taken
 
 
 def _stand_in(weights: Sequence[int], left: Sequence[int], lane: int, number: int) -> int:
@@ -247,71 +242,3 @@ def _stand_in(weights: Sequence[int], left: Sequence[int], lane: int, number: in
         if draw < 0:
             return d
     raise AssertionError("the weights of those left add up to more than any draw")
-
-
-class Lane:
-    """One lane: its rows of all datasets, in the order in which the mixture deals them out.
-
-    Where the dataset of a round has ended in this lane, another stands in for it, so that the others go on in their
-    proportions until all have ended.
-    """
-
-    def __init__(self, number: int, streams: Sequence[RowStream], rounds: Rounds, next_round: int) -> None:
-        self.streams = streams
-        self._number = number
-        self._begin(rounds, next_round)
-
-    def begin_stage(self, rounds: Rounds) -> None:
-        """Go on by another mixture, from its first round on."""
-        self._begin(rounds, 0)
-
-    def _begin(self, rounds: Rounds, next_round: int) -> None:
-        self._rounds = rounds
-        self._drawn = [d for d, weight in enumerate(rounds.weights) if weight]
-        self._next_round = next_round
-        self._forget_ahead()
-
-    def change_length(self, length: int) -> list[int]:
-        """Go on in rows of another length; tells in which datasets that changed the cursor."""
-        self._forget_ahead()
-        return [d for d, stream in enumerate(self.streams) if stream.change_length(length)]
-
-    def _forget_ahead(self) -> None:
-        self._ahead: deque[int] = deque()
-        self._pending = [0] * len(self.streams)
-
-    def available(self, count: int) -> int:
-        """Rows that can still be taken, or `count` if there are as many."""
-        if len(self.streams) == 1:
-            return self.streams[0].available(count)
-        while len(self._ahead) < count:
-            number = self._next_round + len(self._ahead)
-            if number < self._rounds.first:
-                return len(
-                    self._ahead
-                )  # The lane has ended: rounds are forgotten once all that go on have passed them.
-            dataset = self._rounds.dataset(number, self._number)
-            if not self._goes_on(dataset):
-                left = [d for d in self._drawn if self._goes_on(d)]
-                if not left:
-                    return len(self._ahead)
-                dataset = _stand_in(self._rounds.weights, left, self._number, number)
-            self._pending[dataset] += 1
-            self._ahead.append(dataset)
-        return count
-
-    def _goes_on(self, dataset: int) -> bool:
-        wanted = self._pending[dataset] + 1
-        return self.streams[dataset].available(wanted) == wanted
-
-    def take(self, count: int) -> list[RowRun]:
-        """The next `count` rows, of which as many must be `available`."""
-        self._next_round += count
-        if len(self.streams) == 1:
-            return self.streams[0].take(0, count)
-        runs: list[RowRun] = []
-        for _ in range(count):
-            dataset = self._ahead.popleft()
-            self._pending[dataset] -= 1
-            runs += self.streams[dataset].take(dataset, 1)
-        return runs

@@ -145,8 +145,16 @@ class Mixture:
         The order of the datasets is part of it: where two rows are due at once, the earlier dataset goes first.
         """
         stages = [[list(point), integer_weights(weights)] for point, weights in self.schedule(names).entries]
-        content = json.dumps([stages, list(names), self.unit, self.when_one_ends])
-        return hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
+        return _digest([stages, list(names), self.unit, self.when_one_ends])
+
+    def stage_digest(self, names: Sequence[str], stage: int) -> str:
+        """8 hex digits of what decides the shares of these datasets in one stage; those of weight 0 have no part."""
+        weights = integer_weights(self.schedule(names).values[stage])
+        return _digest([self.unit, [pair for pair in zip(names, weights, strict=True) if pair[1]]])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=4).hexdigest()
 
 
 def _weight(name: str, weight: Any) -> float | Fraction:

@@ -38,12 +38,10 @@ class PassLength:
     Args:
         run: The run.
         documents: Documents of each dataset; where lengths are unknown, each is taken for one row.
-        one_epoch: Whether the data ends after one epoch, whatever `num_epochs` says.
     """
 
-    def __init__(self, run: Run, documents: list[int], *, one_epoch: bool) -> None:
+    def __init__(self, run: Run, documents: list[int]) -> None:
         self._run = run
-        self._one_epoch = one_epoch
         self._documents = documents
         self._lock = threading.Lock()
         self._first: FirstPass | None = None
@@ -79,14 +77,14 @@ class PassLength:
             self._end(1, exact=True)  # It is remembered.
 
     def _count(self) -> FirstPass:
-        if self._one_epoch or all(dataset.num_epochs == 1 for dataset in self._run.datasets):
+        if all(dataset.num_epochs == 1 for dataset in self._run.datasets):
             return FirstPass(self._rows_of_one_epoch(), ends_with_data=True)
         # Where a batch is larger than a pass, it is one.
         end = max(self._end(1, exact=True), self._run.timeline.shape(BEGIN)[0])
         if not any(self._may_end_in(piece, end) for piece in self._run.pieces() if piece.start.rows < end):
             return FirstPass(end, ends_with_data=False)
         if self._run.planned:
-            rows = self._run.count_rows(one_epoch=False, between=self._end_where_closed, most=end)
+            rows = self._run.count_rows(between=self._end_where_closed, most=end)
         else:
             rows = sum(self._fewest_rows(d) for d in range(len(self._documents)))
         return FirstPass(min(rows, end), ends_with_data=rows < end)
@@ -94,7 +92,7 @@ class PassLength:
     def _rows_of_one_epoch(self) -> int:
         """Rows of data of which every dataset goes on until its own epoch is out."""
         if self._run.changes and self._run.planned:
-            return self._run.count_rows(one_epoch=self._one_epoch, between=self._end_where_closed)
+            return self._run.count_rows(between=self._end_where_closed)
         piece = next(self._run.pieces())
         return sum(self._epoch_rows(d, piece.length, exact=True) for d, weight in enumerate(piece.weights) if weight)
 
@@ -149,6 +147,5 @@ class PassLength:
         if not dataset.planned:
             return self._documents[number]
         if exact:
-            between = self._end_where_closed
-            return self._run.epoch(number, row_length, one_epoch=self._one_epoch, between=between).rows
+            return self._run.epoch(number, row_length, between=self._end_where_closed).rows
         return max(1, fewest_rows(dataset, row_length))

@@ -87,7 +87,7 @@ def _pieces(window: Window, start: int, stop: int, source: Any, row_length: int)
         length,
         flags,
         window.source_index[document[heads]].astype(np.int32),
-        (-(-piece_start[heads] // row_length)).astype(np.int32),
+        window.piece_numbers(first + heads, row_length).astype(np.int32),
     )
     return RowPieces(*arrays, tuple(array.ctypes.data for array in arrays), tuple(held))
 

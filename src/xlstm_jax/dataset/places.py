@@ -6,25 +6,28 @@ next B places, listed by lane. Nothing here knows of hosts, workers, prefetching
 can change a batch.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm_jax.dataset.lanes import Cursor, Lane, Rounds, RowRun, turns
+from xlstm_jax.dataset.lanes import Cursor, Lane, RowRun
 from xlstm_jax.dataset.mixing import MixtureSequence, integer_weights
+from xlstm_jax.dataset.rounds import Rounds, rounds_at
 from xlstm_jax.dataset.schedule import Moment
 from xlstm_jax.dataset.sources.records import Skipping
 from xlstm_jax.dataset.timeline import Timeline
 
-__all__ = ["BatchPlan", "Diet", "PlacedRun", "Planner", "StageStanding", "Standing", "cut_runs", "rounds_at"]
+__all__ = ["BatchPlan", "Diet", "PlacedRun", "Planner", "StageStanding", "Standing", "cut_runs"]
 
 
 class PlacedRun(NamedTuple):
-    """Consecutive rows of a window that stand together in a batch, from row `at` on."""
+    """Consecutive rows of a window, and where each stands in a batch, in the same order."""
 
-    at: int
+    at: NDArray[np.int64]
+    """[rows] row of the batch, increasing."""
     run: RowRun
 
 
@@ -37,6 +40,8 @@ class StageStanding(NamedTuple):
     """Number of the stage in the mixture; -1 where a new one is to begin with the next batch."""
     start: int
     """Place at which the stage begins."""
+    asked: tuple[int, ...]
+    """Row weights that the mixture asks for."""
     weights: tuple[int, ...]
     """Those in force: 0 also for datasets that have ended."""
     counts: tuple[int, ...]
@@ -52,7 +57,7 @@ class Standing(NamedTuple):
     """Positions of the rows of the batch: cursors count in such rows."""
     stage: StageStanding
     drawn: tuple[int, ...]
-    """Rows of each dataset in this batch; of streamed data as dealt out, with the padding rows of ended lanes."""
+    """Rows of each dataset in this batch, from the lanes of this process."""
     moved: Mapping[tuple[int, int], Cursor]
     """(dataset, lane) → cursor, for the streams that moved in this batch."""
     skipped: tuple[frozenset[int], ...] = ()
@@ -75,17 +80,17 @@ class BatchPlan(NamedTuple):
 
 def cut_runs(runs: Sequence[PlacedRun], ranges: Sequence[tuple[int, int]]) -> list[PlacedRun]:
     """What of the runs of a batch lies in some ranges of its rows, placed as if these stood end to end."""
-    end = runs[-1].at + runs[-1].run.stop - runs[-1].run.start if runs else 0
-    if len(ranges) == 1 and ranges[0][0] == 0 and ranges[0][1] >= end:
-        return list(runs)
     cut = []
     before = 0
     for start, stop in ranges:
         for at, run in runs:
-            low, high = max(at, start), min(at + run.stop - run.start, stop)
+            if start <= at[0] and at[-1] < stop:
+                cut.append(PlacedRun(at + (before - start), run))
+                continue
+            low, high = np.searchsorted(at, (start, stop)).tolist()
             if low < high:
-                part = run._replace(start=run.start + low - at, stop=run.start + high - at)
-                cut.append(PlacedRun(before + low - start, part))
+                part = run._replace(start=run.start + low, stop=run.start + high)
+                cut.append(PlacedRun(at[low:high] + (before - start), part))
         before += stop - start
     return cut
 
@@ -104,13 +109,7 @@ class Diet(NamedTuple):
     """Whether no further batch begins once one of these has ended."""
 
 
-def rounds_at(place: int, stage_start: int, weights: Sequence[int], num_shards: int) -> list[int]:
-    """The next round of each lane in a stage."""
-    number, turn = divmod(place - stage_start, num_shards)
-    if not turn:
-        return [number] * num_shards
-    taken = turns(weights, num_shards, stage_start, number) < turn
-    return [number + int(passed) for passed in taken]
+_NOTHING = np.zeros(0, dtype=np.int32)
 
 
 class Planner:
@@ -144,21 +143,22 @@ class Planner:
         self._place = standing.place
         self._row_length = standing.row_length
         self._stage = standing.stage
-        self._ended: set[int] = set()
         self._alive = dict.fromkeys(diet.finite, 0)
+        """Of datasets that end: the first lane that may have rows."""
         self._pad_ended_lanes = pad_ended_lanes
 
     def next_batch(self) -> BatchPlan:
         """Plan the next batch; one of 0 rows says that the data has ended."""
         size, length = self._diet.timeline.shape(self._moment)
         moved = self._change_length(length)
-        stopped = not self._keep_to_the_mixture()
-        counts, at, place = ([0] * len(self._lanes), [0], self._place) if stopped else self._deal(size)
-        runs = self._take(counts, at, moved)
+        chosen, place = (
+            self._deal(size) if self._keep_to_the_mixture() else ([_NOTHING] * len(self._lanes), self._place)
+        )
+        counts = [len(datasets) for datasets in chosen]
         rows = sum(counts)
         whole = max(counts) * len(counts) == size if self._pad_ended_lanes else rows == size
-        moment = self._moment.after(1, size, length)
-        after = self._stand(moment, place, runs, moved)
+        runs = self._take(chosen, self._first_rows(size, counts), moved)
+        after = self._stand(self._moment.after(1, size, length), place, chosen, moved)
         plan = BatchPlan(self._moment.step, size, length, rows, whole, tuple(runs), after)
         if plan.rows or self._pad_ended_lanes:
             # Where other processes read the other lanes, the run may go on although all lanes of this one have ended.
@@ -171,36 +171,32 @@ class Planner:
         if length == self._row_length:
             return moved
         self._row_length = length
+        # Longer rows may hold documents that were dropped before.
+        self._alive = dict.fromkeys(self._alive, 0)
         for number, lane in enumerate(self._lanes):
             if lane is not None:
                 moved |= {(d, number): lane.streams[d].cursor for d in lane.change_length(length)}
         return moved
 
     def _keep_to_the_mixture(self) -> bool:
-        """Begin a new stage where there is one, or where a dataset has ended; tells whether the run goes on."""
+        """Begin a new stage where there is one, or where other datasets have ended; tells whether the run goes on."""
         index = self._diet.stage(self._moment)
-        weights = self._stage.weights
-        if index != self._stage.in_mixture:
-            weights = self._diet.weights(index, self._row_length)
-        ended = {d for d in self._diet.finite if weights[d] and self._has_ended(d)}
-        if ended and self._diet.stops:
+        begins = index != self._stage.in_mixture
+        asked = self._diet.weights(index, self._row_length) if begins else self._stage.asked
+        left = [0 if weight and self._has_ended(d) else weight for d, weight in enumerate(asked)]
+        if not any(left) or (self._diet.stops and left != list(asked)):
             return False
-        if index == self._stage.in_mixture and not ended:
-            return True
-        left = [0 if d in ended else weight for d, weight in enumerate(weights)]
-        if not any(left):
-            return False
-        weights = integer_weights(left)
-        self._stage = StageStanding(self._stage.number + 1, index, self._place, weights, ())
-        self._rounds = Rounds(MixtureSequence(weights), len(self._lanes), start=self._place, first=0)
-        for lane in self._lanes:
-            if lane is not None:
-                lane.begin_stage(self._rounds)
+        if begins or [weight > 0 for weight in left] != [weight > 0 for weight in self._stage.weights]:
+            weights = integer_weights(left)
+            self._stage = StageStanding(self._stage.number + 1, index, self._place, asked, weights, ())
+            self._rounds = Rounds(MixtureSequence(weights), len(self._lanes), start=self._place, first=0)
         return True
 
     def _has_ended(self, dataset: int) -> bool:
         """Whether no lane has a row of this dataset any more."""
-        # Lanes that have ended stay so: each is looked at until then.
+        if dataset not in self._alive:
+            return False
+        # Lanes that have ended stay so while rows keep their length: each is looked at until then.
         while self._alive[dataset] < len(self._lanes):
             lane = self._lanes[self._alive[dataset]]
             if lane is not None and lane.streams[dataset].available(1):
@@ -208,51 +204,65 @@ class Planner:
             self._alive[dataset] += 1
         return True
 
-    def _deal(self, size: int) -> tuple[list[int], list[int], int]:
-        """Rows of each lane, the batch row at which each lane's rows begin, and the place after the batch."""
-        shards = len(self._lanes)
-        wanted = (self._rounds_at(self._place + size) - self._rounds_at(self._place)).tolist()
-        counts = [min(w, self._available(lane, w)) for lane, w in enumerate(wanted)]
+    def _deal(self, size: int) -> tuple[list[NDArray[np.int32]], int]:
+        """The datasets of each lane's rows, and the place after the batch."""
         place = self._place + size
-        if self._pad_ended_lanes:
-            assert size % shards == 0, "resuming and making a run refuse batches that lanes cannot share evenly"
-            return counts, [size // shards * lane for lane in range(shards)], place
-        if counts != wanted:
-            counts, place = self._deal_to_the_rest(size)
-        return counts, np.cumsum([0, *counts]).tolist(), place
+        first, behind = self._rounds_at(self._place), self._rounds_at(place)
+        chosen = [self._choose(lane, *rounds) for lane, rounds in enumerate(zip(first, behind - first, strict=True))]
+        if not self._pad_ended_lanes and sum(map(len, chosen)) < size:
+            return self._deal_to_the_rest(size)
+        return chosen, place
+
+    def _choose(self, number: int, first_round: int, count: int) -> NDArray[np.int32]:
+        lane = self._lanes[number]
+        return _NOTHING if lane is None else lane.choose(self._rounds, int(first_round), int(count))
 
     def _rounds_at(self, place: int) -> NDArray[np.int64]:
         return np.array(rounds_at(place, self._stage.start, self._stage.weights, len(self._lanes)))
 
-    def _deal_to_the_rest(self, size: int) -> tuple[list[int], int]:
+    def _deal_to_the_rest(self, size: int) -> tuple[list[NDArray[np.int32]], int]:
         """As `_deal`, where some lanes have ended: their places are passed over."""
         shards = len(self._lanes)
-        left = [self._available(lane, size) for lane in range(shards)]
-        next_rounds = self._rounds_at(self._place)
-        first = int(next_rounds.min())
-        table = np.stack([self._rounds.turns(first + i) for i in range(max(left) + 1)])
-        places = [
-            self._stage.start + shards * rounds + table[rounds - first, lane]
-            for lane, rounds in enumerate(next_rounds[:, None] + np.arange(max(left)))
-        ]
-        dealt = np.sort(np.concatenate([of_lane[:count] for of_lane, count in zip(places, left, strict=True)]))[:size]
+        first = self._rounds_at(self._place)
+        rounds = -(-size // shards) + 1
+        while True:
+            chosen = [self._choose(lane, begin, rounds) for lane, begin in enumerate(first)]
+            # Lanes begin in one round or the next: of these, all know their rows.
+            known = sum(
+                min(len(rows), rounds - int(begin - first.min())) for rows, begin in zip(chosen, first, strict=True)
+            )
+            if known >= size or all(len(rows) < rounds for rows in chosen):
+                break
+            rounds *= 2
+        places = self._places(first, [len(rows) for rows in chosen])
+        dealt = np.sort(np.concatenate(places))[:size]
         last = int(dealt[-1]) if len(dealt) else self._place - 1
-        counts = [int((of_lane[:count] <= last).sum()) for of_lane, count in zip(places, left, strict=True)]
-        return counts, last + 1
+        return [rows[: np.searchsorted(at, last, "right")] for rows, at in zip(chosen, places, strict=True)], last + 1
 
-    def _available(self, lane: int, count: int) -> int:
-        known = self._lanes[lane]
-        return 0 if known is None else known.available(count)
+    def _places(self, first: NDArray[np.int64], counts: Sequence[int]) -> list[NDArray[np.int64]]:
+        """The places of so many rounds of each lane, from its round `first` on."""
+        begin, shards = int(first.min()), len(self._lanes)
+        turns_of = np.stack([self._rounds.turns(begin + i) for i in range(max(counts) + 1)])
+        each = [(lane, np.arange(at, at + count)) for lane, (at, count) in enumerate(zip(first, counts, strict=True))]
+        return [self._stage.start + shards * rounds + turns_of[rounds - begin, lane] for lane, rounds in each]
 
-    def _take(self, counts: Sequence[int], at: Sequence[int], moved: dict[tuple[int, int], Cursor]) -> list[PlacedRun]:
+    def _first_rows(self, size: int, counts: Sequence[int]) -> list[int]:
+        """The row of the batch at which each lane's rows begin."""
+        shards = len(self._lanes)
+        if not self._pad_ended_lanes:
+            return list(itertools.accumulate(counts[:-1], initial=0))
+        assert size % shards == 0, "resuming and making a run refuse batches that lanes cannot share evenly"
+        return [size // shards * lane for lane in range(shards)]
+
+    def _take(
+        self, chosen: Sequence[NDArray[np.int32]], at: Sequence[int], moved: dict[tuple[int, int], Cursor]
+    ) -> list[PlacedRun]:
         runs: list[PlacedRun] = []
-        for number, (lane, count) in enumerate(zip(self._lanes, counts, strict=True)):
-            if lane is None or not count:
+        for number, (lane, datasets) in enumerate(zip(self._lanes, chosen, strict=True)):
+            if lane is None or not len(datasets):
                 continue
-            row = at[number]
-            for run in lane.take(count):
-                runs.append(PlacedRun(row, run))
-                row += run.stop - run.start
+            for places, run in lane.take(datasets):
+                runs.append(PlacedRun(at[number] + places, run))
                 moved[run.dataset, number] = lane.streams[run.dataset].cursor
         return runs
 
@@ -260,19 +270,11 @@ class Planner:
         self,
         moment: Moment,
         place: int,
-        runs: Sequence[PlacedRun],
+        chosen: Sequence[NDArray[np.int32]],
         moved: Mapping[tuple[int, int], Cursor],
     ) -> Standing:
-        before = self._rounds.counts
         self._rounds.forget_before(int(self._rounds_at(place).min()))
         stage = self._stage._replace(counts=self._rounds.counts)
-        drawn = [0] * len(stage.weights)
-        if len(drawn) == 1:
-            drawn = [place - self._place]
-        elif self._pad_ended_lanes:
-            drawn = [now - then for now, then in zip(stage.counts, before, strict=True)]
-        else:
-            for _, run in runs:
-                drawn[run.dataset] += run.stop - run.start
+        drawn = np.bincount(np.concatenate(chosen), minlength=len(stage.weights)).tolist()
         skipped = tuple(skipping.documents for skipping in self._skipping)
         return Standing(moment, place, self._row_length, stage, tuple(drawn), moved, skipped)

@@ -4,11 +4,14 @@ A position holds no data and says nothing of hosts, workers or meshes. Beside it
 data (`fingerprint`), so that a position of other data is refused instead of continued in the wrong place.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from xlstm_jax.dataset.lanes import Cursor, PositionError
+from xlstm_jax.dataset.mixing import integer_weights
 from xlstm_jax.dataset.schedule import BEGIN, Moment
 
 __all__ = [
@@ -27,8 +30,11 @@ VERSION = 1
 POSITION_FILE = "position.json"
 """What holds a position in a checkpoint."""
 
-OWN = frozenset({"cursors", "shares", "skipped", "row_length"})
+OWN = frozenset({"cursors", "shares", "skipped", "drawn", "row_length"})
 """What stands beside the settings of a dataset in JSON; the row length only of one that was taken out."""
+
+FREE = frozenset({"num_epochs", "windows", "earlier"})
+"""Settings that may be others at a restart."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,13 +45,17 @@ class DatasetPosition:
     """[num_shards] None where this process does not know the lane's cursor."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What decides the order of the dataset's rows."""
+    drawn: int = 0
+    """Rows that the dataset has given to the run so far."""
     skipped: frozenset[int] = frozenset()
     """Places, in the source, of the bad records that its windows held so far; at most `max_skipped` of them."""
+    row_length: int = 0
+    """Positions of a row; cursors count in such rows."""
 
     @property
-    def earlier(self) -> tuple[tuple[int, int], ...]:
-        """(epoch, documents), by epoch: where documents were appended, how many there were before which epoch."""
-        return tuple((epoch, documents) for epoch, documents in self.settings.get("appended", ()))
+    def earlier(self) -> tuple[tuple[int, int, bool], ...]:
+        """(epoch, documents, whether endless), by epoch: where one of these was another before which epoch."""
+        return tuple((epoch, documents, endless) for epoch, documents, endless in self.settings.get("earlier", ()))
 
     @property
     def next_epoch(self) -> int:
@@ -53,19 +63,32 @@ class DatasetPosition:
         cursors = [cursor for cursor in self.cursors if cursor is not None]
         return max(cursor.epoch + (cursor != Cursor(cursor.epoch)) for cursor in cursors)
 
-    def in_rows_of(self, length: int, before: int) -> "DatasetPosition":
-        """The same place, counted in rows of `length` instead of those of `before`."""
-        if length == before:
+    def in_rows_of(self, length: int) -> "DatasetPosition":
+        """The same place, counted in rows of another length."""
+        if length == self.row_length:
             return self
-        return replace(self, cursors=tuple(cursor and cursor.behind(before) for cursor in self.cursors))
+        cursors = tuple(cursor and cursor.behind(self.row_length) for cursor in self.cursors)
+        return replace(self, cursors=cursors, row_length=length)
+
+    def to_json(self, shared: Mapping[str, Any]) -> dict[str, Any]:
+        """As JSON, without the settings that all datasets share."""
+        return {
+            **{key: value for key, value in self.settings.items() if shared.get(key, _MISSING) != value},
+            "cursors": [cursor_to_json(cursor, self.row_length) for cursor in self.cursors],
+            **({"skipped": sorted(self.skipped)} if self.skipped else {}),
+        }
 
     @classmethod
-    def parse(cls, entry: Mapping[str, Any]) -> "DatasetPosition":
-        """Read what `Position.to_json` writes of one dataset, the shared settings among it."""
+    def parse(cls, entry: Mapping[str, Any], drawn: Any, row_length: Any) -> "DatasetPosition":
+        """Read what `to_json` writes, the shared settings among it."""
+        if int(row_length) < 1:
+            raise ValueError(f"rows of {row_length}")
         return cls(
-            cursors=tuple(map(cursor_from_json, entry["cursors"])),
+            cursors=tuple(cursor_from_json(numbers, int(row_length)) for numbers in entry["cursors"]),
             settings={key: value for key, value in entry.items() if key not in OWN},
+            drawn=int(drawn),
             skipped=frozenset(map(int, entry.get("skipped", ()))),
+            row_length=int(row_length),
         )
 
 
@@ -73,12 +96,17 @@ class DatasetPosition:
 class StagePosition:
     """Where a run stands in the stage of its mixture that is in force."""
 
-    number: int = 0
-    """Stages before, over the whole run: those of the mixture, and those that began because a dataset had ended."""
-    in_mixture: int = 0
+    number: int = -1
+    """Stages before, over the whole run: those of the mixture, and those that began because a dataset had ended; -1
+    before the first."""
+    in_mixture: int = -1
     """Number of the stage in the mixture; -1 where a new one is to begin with the next batch."""
     start: int = 0
     """The place at which the stage began."""
+    asked: str = ""
+    """Digest of the weights that the mixture asks for in this stage."""
+    ended: tuple[str, ...] = ()
+    """Datasets whose weight the others share, as they have ended."""
     revision: int = 0
     digest: str = ""
     """Revision and digest of the mixture."""
@@ -98,30 +126,52 @@ class Position:
     """Positions of a row of the last delivered batch; cursors count in such rows."""
     row_lengths: Sequence[Sequence[Any]] = ()
     """The schedule of row lengths, as [unit, count, length] for each change."""
+    batch_size: int = 0
+    """Rows of the next batch, if nothing is changed before it."""
     stage: StagePosition = StagePosition()
-    weights: Mapping[str, int] = field(default_factory=dict)
-    """Those in force."""
+    asked: Mapping[str, int] = field(default_factory=dict)
+    """Row weights that the stage began with, those of datasets that have ended since among them."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Entries of the mixture sequence of this stage that each dataset had before the round of the next place."""
-    drawn: Mapping[str, int] = field(default_factory=dict)
-    """Rows that each dataset has given to the run so far."""
     datasets: Mapping[str, DatasetPosition] = field(default_factory=dict)
-    retired: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Datasets that were taken out of the mixture, as they stand in JSON: one that comes back goes on where it was.
-    Their cursors count in rows of a length of their own."""
+    retired: Mapping[str, DatasetPosition] = field(default_factory=dict)
+    """Datasets that were taken out of the mixture: one that comes back goes on where it was. Each counts in rows of the
+    length that there was when it went."""
 
     @property
     def known(self) -> dict[str, DatasetPosition]:
         """All datasets that the run has ever had, those that were taken out among them; all in rows of `row_length`."""
-        retired = {
-            name: DatasetPosition.parse(entry).in_rows_of(self.row_length, int(entry["row_length"]))
-            for name, entry in self.retired.items()
+        return {
+            name: dataset.in_rows_of(self.row_length) for name, dataset in {**self.retired, **self.datasets}.items()
         }
-        return retired | dict(self.datasets)
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """Those in force: 0 also for datasets that have ended."""
+        left = {name: 0 if name in self.stage.ended else weight for name, weight in self.asked.items()}
+        return dict(zip(left, integer_weights(list(left.values())), strict=True)) if any(left.values()) else left
+
+    @property
+    def drawn(self) -> dict[str, int]:
+        """Rows that each dataset has given to the run so far."""
+        return {name: dataset.drawn for name, dataset in self.datasets.items()}
+
+    def with_drawn(self, drawn: Mapping[str, int]) -> "Position":
+        """The position, where datasets have given so many rows."""
+        return replace(self, datasets={name: replace(d, drawn=drawn[name]) for name, d in self.datasets.items()})
+
+    def in_lanes(self, lanes: Sequence[int]) -> "Position":
+        """The position as a process knows it that reads these lanes."""
+
+        def known(dataset: DatasetPosition) -> DatasetPosition:
+            cursors = [cursor if lane in lanes else None for lane, cursor in enumerate(dataset.cursors)]
+            return replace(dataset, cursors=tuple(cursors))
+
+        return replace(self, datasets={name: known(dataset) for name, dataset in self.datasets.items()})
 
     def to_json(self) -> dict[str, Any]:
         """The position as JSON: numbers, strings, lists and dicts only."""
-        shared, own = _share_settings({name: d.settings for name, d in self.datasets.items()})
+        shared = _shared_settings([dataset.settings for dataset in {**self.datasets, **self.retired}.values()])
         state: dict[str, Any] = {
             "version": VERSION,
             **self.moment._asdict(),
@@ -129,29 +179,22 @@ class Position:
             "passes": self.passes,
             "num_shards": self.num_shards,
             "row_length": self.row_length,
+            "batch_size": self.batch_size,
             "settings": shared,
-            "mixture": asdict(self.stage),
+            "mixture": asdict(self.stage) | {"ended": list(self.stage.ended)},
             "datasets": {
-                name: {
-                    **own[name],
-                    "shares": [self.weights[name], self.counts[name], self.drawn[name]],
-                    "cursors": [cursor_to_json(cursor) for cursor in dataset.cursors],
-                    **({"skipped": sorted(dataset.skipped)} if dataset.skipped else {}),
-                }
+                name: dataset.to_json(shared) | {"shares": [self.asked[name], self.counts[name], dataset.drawn]}
                 for name, dataset in self.datasets.items()
             },
         }
         if self.row_lengths:
             state["row_lengths"] = [list(change) for change in self.row_lengths]
         if self.retired:
-            state["retired"] = dict(self.retired)
+            state["retired"] = {
+                name: dataset.to_json(shared) | {"drawn": dataset.drawn, "row_length": dataset.row_length}
+                for name, dataset in self.retired.items()
+            }
         return state
-
-    def retire(self, names: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-        """What stands here of datasets that leave the mixture."""
-        state = self.to_json()
-        shared = state["settings"]
-        return {name: {**shared, **state["datasets"][name], "row_length": self.row_length} for name in names}
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> "Position":
@@ -177,61 +220,75 @@ class Position:
 
     @classmethod
     def _parse(cls, state: Mapping[str, Any]) -> "Position":
-        entries, shared, stage = state["datasets"], state["settings"], state["mixture"]
-        for name, entry in (entries | state.get("retired", {})).items():
+        shared, row_length = state["settings"], int(state["row_length"])
+        for name, entry in (state["datasets"] | state.get("retired", {})).items():
             if len(entry["cursors"]) != state["num_shards"]:
                 raise ValueError(f"{len(entry['cursors'])} cursors of {name!r} for {state['num_shards']} lanes")
-        for name, entry in state.get("retired", {}).items():
-            if int(entry["row_length"]) < 1:
-                raise ValueError(f"rows of {entry['row_length']} of {name!r}")
-        shares = {name: [int(n) for n in entry["shares"]] for name, entry in entries.items()}
+        shares = {name: [int(n) for n in entry["shares"]] for name, entry in state["datasets"].items()}
+        stage = dict(state["mixture"])
         return cls(
             moment=Moment(*(int(state[unit]) for unit in Moment._fields)),
             place=int(state["place"]),
             passes=int(state["passes"]),
             num_shards=int(state["num_shards"]),
-            row_length=int(state["row_length"]),
+            row_length=row_length,
             row_lengths=tuple(tuple(change) for change in state.get("row_lengths", ())),
-            stage=StagePosition(**stage),
-            weights={name: share[0] for name, share in shares.items()},
+            batch_size=int(state["batch_size"]),
+            stage=StagePosition(**stage | {"ended": tuple(stage["ended"])}),
+            asked={name: share[0] for name, share in shares.items()},
             counts={name: share[1] for name, share in shares.items()},
-            drawn={name: share[2] for name, share in shares.items()},
-            datasets={name: DatasetPosition.parse({**shared, **entry}) for name, entry in entries.items()},
-            retired=dict(state.get("retired", {})),
+            datasets={
+                name: DatasetPosition.parse({**shared, **entry}, shares[name][2], row_length)
+                for name, entry in state["datasets"].items()
+            },
+            retired={
+                name: DatasetPosition.parse({**shared, **entry}, entry["drawn"], entry["row_length"])
+                for name, entry in state.get("retired", {}).items()
+            },
         )
 
 
-def _share_settings(
-    settings: Mapping[str, Mapping[str, Any]],
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What all datasets have in common, said once; and the rest of each."""
-    every = list(settings.values())
-    shared = {k: v for k, v in every[0].items() if all(s.get(k, _MISSING) == v for s in every)} if every else {}
-    return shared, {name: {k: v for k, v in s.items() if k not in shared} for name, s in settings.items()}
+def _shared_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each setting that all datasets have, what most of them have there."""
+    shared = {}
+    for key in settings[0]:
+        values = [of_one[key] for of_one in settings if key in of_one]
+        if len(values) == len(settings):
+            by_text = {json.dumps(value): value for value in values}
+            [(text, _)] = Counter(map(json.dumps, values)).most_common(1)
+            shared[key] = by_text[text]
+    return shared
 
 
-def cursor_to_json(cursor: Cursor | None) -> list[int] | None:
-    """A cursor as it stands in a position; None where it is not known."""
-    return None if cursor is None else [*cursor[:4], *cursor.chain]
+def cursor_to_json(cursor: Cursor | None, row_length: int) -> list[int] | None:
+    """A cursor as it stands in a position; None where it is not known.
+
+    The pieces before it stand last, and only where other row lengths have been: else the offset tells them.
+    """
+    if cursor is None:
+        return None
+    usual = cursor.pieces == -(-cursor.offset // row_length)
+    return [*cursor[:4], *cursor.chain, *[cursor.pieces] * (not usual)]
 
 
-def cursor_from_json(numbers: Sequence[int] | None) -> Cursor | None:
+def cursor_from_json(numbers: Sequence[int] | None, row_length: int) -> Cursor | None:
     """The cursor that `cursor_to_json` wrote."""
     if numbers is None:
         return None
-    epoch, document, offset, row, *chain = map(int, numbers)
     if min(numbers) < 0:
         raise ValueError(f"the cursor {list(numbers)}")
-    return Cursor(epoch, document, offset, row, tuple(chain))
+    epoch, document, offset, row, *rest = map(int, numbers)
+    pieces = rest.pop() if len(rest) % 2 else -(-offset // row_length)
+    return Cursor(epoch, document, offset, row, tuple(rest), pieces)
 
 
 _MISSING = object()
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """The settings in which two datasets differ, in words."""
+    """The settings in which two datasets differ, and must not, in words."""
     return [
         f"{key}: saved {saved.get(key, 'nothing')!r}, now {current.get(key, 'nothing')!r}"
-        for key in sorted({*saved, *current})
+        for key in sorted({*saved, *current} - FREE)
         if saved.get(key, _MISSING) != current.get(key, _MISSING)
     ]

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from xlstm_jax.dataset.config import DatasetConfig
-from xlstm_jax.dataset.places import Standing
-from xlstm_jax.dataset.position import Position, StagePosition
+from xlstm_jax.dataset.places import StageStanding, Standing
+from xlstm_jax.dataset.position import Position
 from xlstm_jax.dataset.run import Run
-from xlstm_jax.dataset.schedule import BEGIN, Moment
+from xlstm_jax.dataset.schedule import Moment
 
 __all__ = ["Progress", "Stand"]
 
@@ -31,21 +31,22 @@ class Progress:
     Args:
         run: The run.
         position: Where it stands.
-        history: The stages up to the one in force, as far as they are known; see `history`.
     """
 
-    def __init__(self, run: Run, position: Position, history: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, run: Run, position: Position) -> None:
         self._run = run
         self._lock = threading.Lock()
+        self._began = position
         self._position = position
         self._now: Position | Standing = position
         """Where the run stands, but for the cursors. A position is made of it when one is asked for."""
         self._cursors = {name: list(dataset.cursors) for name, dataset in position.datasets.items()}
         self._names = [dataset.name for dataset in run.datasets]
-        self._drawn = [position.drawn[name] for name in self._names]
-        self._history = [dict(stage) for stage in history]
-        if not self._history and position.moment == BEGIN:
-            self._history.append(self._record(position))
+        self._given = [0] * len(self._names)
+        """Rows of each dataset since it began here, from the lanes of this process."""
+        self._given_before: list[list[int]] = []
+        """The same before each stage that began here."""
+        self._history: list[dict[str, Any]] = []
 
     def deliver(self, after: Standing) -> None:
         """Move on to where the lanes stand after a batch."""
@@ -54,20 +55,56 @@ class Progress:
 
     def _deliver(self, after: Standing) -> None:
         if after.stage.number != self._now.stage.number:
-            # Everything but the weights stands as it did before this batch.
-            before = self._snapshot()
-            stage, weights = self._stage(after), dict(zip(self._names, after.stage.weights, strict=True))
-            self._history.append(self._record(dataclasses.replace(before, stage=stage, weights=weights)))
+            self._begin_stage(after.stage)
         for (dataset, lane), cursor in after.moved.items():
             self._cursors[self._names[dataset]][lane] = cursor
-        self._drawn = [had + more for had, more in zip(self._drawn, after.drawn, strict=True)]
+        self._given = [had + more for had, more in zip(self._given, after.drawn, strict=True)]
         self._now = after
 
-    def _stage(self, now: Standing) -> StagePosition:
-        stage = now.stage
-        return dataclasses.replace(
-            self._position.stage, number=stage.number, in_mixture=stage.in_mixture, start=stage.start
+    def _begin_stage(self, stage: StageStanding) -> None:
+        """A stage begins with the next batch; all else stands as it did before it."""
+        before = self._position
+        ended = [
+            n for n, asked, weight in zip(self._names, stage.asked, stage.weights, strict=True) if asked > weight == 0
+        ]
+        self._position = dataclasses.replace(
+            before,
+            stage=dataclasses.replace(
+                before.stage,
+                number=stage.number,
+                in_mixture=stage.in_mixture,
+                start=stage.start,
+                asked=self._run.mixture.stage_digest(self._names, stage.in_mixture),
+                ended=tuple(ended),
+            ),
+            asked=dict(zip(self._names, stage.asked, strict=True)),
         )
+        self._given_before.append(list(self._given))
+        self._history.append(
+            {
+                "stage": stage.number,
+                **self._now.moment._asdict(),
+                "place": stage.start,
+                "revision": before.stage.revision,
+                "weights": dict(zip(self._names, stage.weights, strict=True)),
+                "rows_before": self._drawn(self._given),
+            }
+        )
+
+    def _drawn(self, given: Sequence[int]) -> dict[str, int]:
+        """Rows of each dataset over the whole run, with those given here."""
+        return {name: self._began.drawn[name] + rows for name, rows in zip(self._names, given, strict=True)}
+
+    @property
+    def counts(self) -> list[list[int]]:
+        """Rows of each dataset since it began here, from the lanes of this process: before each stage, and in all."""
+        return [*self._given_before, self._given]
+
+    def settle(self, position: Position, counts: Sequence[Sequence[int]]) -> Position:
+        """Take over the `counts` of all processes, where each knows its own lanes; the position with these."""
+        for stage, given in zip(self._begun_here, counts, strict=False):
+            stage["rows_before"] = self._drawn(given)
+        return position.with_drawn(self._drawn(counts[-1]))
 
     @property
     def epochs_seen(self) -> dict[str, float]:
@@ -86,7 +123,7 @@ class Progress:
         for lane, cursor in enumerate(position.datasets[dataset.name].cursors):
             if cursor is None:
                 continue
-            size = self._run.lane_slice(dataset, lane, endless=dataset.num_epochs is None).size(cursor.epoch)
+            size = self._run.lane_slice(dataset, lane).size(cursor.epoch)
             if not size:
                 continue
             emitted = [*cursor.chain, length, cursor.row]
@@ -114,37 +151,41 @@ class Progress:
 
     def _snapshot(self) -> Position:
         position, now = self._position, self._now
+        skipped: Mapping[str, frozenset[int]] = {}
         if isinstance(now, Standing):
+            skipped = dict(zip(self._names, now.skipped, strict=True)) if now.skipped else {}
             position = dataclasses.replace(
                 position,
                 moment=now.moment,
                 place=now.place,
                 row_length=now.row_length,
-                stage=self._stage(now),
-                weights=dict(zip(self._names, now.stage.weights, strict=True)),
+                batch_size=self._run.timeline.shape(now.moment)[0],
                 counts=dict(zip(self._names, now.stage.counts, strict=True)),
             )
-        skipped = dict(zip(self._names, now.skipped, strict=True)) if isinstance(now, Standing) and now.skipped else {}
+        drawn = self._drawn(self._given)
         datasets = {
             name: dataclasses.replace(
-                dataset, cursors=tuple(self._cursors[name]), skipped=skipped.get(name, dataset.skipped)
+                dataset,
+                cursors=tuple(self._cursors[name]),
+                drawn=drawn[name],
+                skipped=skipped.get(name, dataset.skipped),
+                row_length=position.row_length,
             )
             for name, dataset in position.datasets.items()
         }
-        return dataclasses.replace(position, datasets=datasets, drawn=dict(zip(self._names, self._drawn, strict=True)))
+        return dataclasses.replace(position, datasets=datasets)
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """The stages of the run so far, as JSON: where each began, its weights, and each dataset's rows before it."""
         return [dict(stage) for stage in self._history]
 
-    @staticmethod
-    def _record(position: Position) -> dict[str, Any]:
-        return {
-            "stage": position.stage.number,
-            **position.moment._asdict(),
-            "place": position.place,
-            "revision": position.stage.revision,
-            "weights": dict(position.weights),
-            "rows_before": dict(position.drawn),
-        }
+    def set_history(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Take over the stages up to where it began."""
+        # A thread that saves both may take the history a batch later than the position.
+        before = [dict(stage) for stage in history if stage["stage"] <= self._began.stage.number]
+        self._history = before + self._begun_here
+
+    @property
+    def _begun_here(self) -> list[dict[str, Any]]:
+        return self._history[len(self._history) - len(self._given_before) :]

@@ -9,10 +9,13 @@ import dataclasses
 import logging
 from collections.abc import Collection
 
-from xlstm_jax.dataset.position import Position, PositionError, differences
+from xlstm_jax.dataset.changes import changes
+from xlstm_jax.dataset.config import DatasetConfig
+from xlstm_jax.dataset.mixing import integer_weights
+from xlstm_jax.dataset.position import DatasetPosition, Position, PositionError, differences
 from xlstm_jax.dataset.run import Run
 from xlstm_jax.dataset.schedule import Point, Schedule
-from xlstm_jax.dataset.sources import fingerprint_of_first
+from xlstm_jax.dataset.sources import fingerprint_of, fingerprint_of_first
 
 __all__ = ["resume"]
 
@@ -43,7 +46,7 @@ def resume(
     unknown = sorted(set(appended) - {dataset.name for dataset in run.datasets})
     if unknown:
         raise ValueError(f"appended names {unknown}; the datasets are {[dataset.name for dataset in run.datasets]}.")
-    saved = _grow(run, saved, appended)
+    before, saved = saved, _take_over(run, saved, appended)
     run = dataclasses.replace(run, adopted=saved)
     wrong = [
         *([f"num_shards: saved {saved.num_shards}, now {run.num_shards}"] * (run.num_shards != saved.num_shards)),
@@ -58,7 +61,10 @@ def resume(
         )
     _refuse_documents_that_no_lane_has(run, saved)
     _refuse_shapes(run, saved, divisor, divisor_reason)
-    return run, _adapt(run, saved)
+    position = _adapt(run, saved)
+    for change in changes(run, before, position):
+        LOGGER.info("At this restart, %s", change)
+    return run, position
 
 
 def _refuse_shapes(run: Run, saved: Position, divisor: int, reason: str) -> None:
@@ -77,7 +83,7 @@ def _refuse_documents_that_no_lane_has(run: Run, saved: Position) -> None:
     known = saved.known
     for dataset in run.datasets:
         for lane, cursor in enumerate(known[dataset.name].cursors if dataset.name in known else ()):
-            part = run.lane_slice(dataset, lane, endless=dataset.num_epochs is None)
+            part = run.lane_slice(dataset, lane)
             if cursor is not None and cursor.document > part.size(cursor.epoch):
                 raise PositionError(
                     f"The position is damaged: it stands at document {cursor.document} of the "
@@ -85,68 +91,70 @@ def _refuse_documents_that_no_lane_has(run: Run, saved: Position) -> None:
                 )
 
 
-def _grow(run: Run, saved: Position, appended: Collection[str]) -> Position:
-    """The position, with the documents that were appended; they are read from the first epoch on that nobody began.
+def _take_over(run: Run, saved: Position, appended: Collection[str]) -> Position:
+    """The position, with the documents that were appended, and the `num_epochs` of now.
 
-    Until then the order is that of the documents that there were: all of it would be another one with more of them.
+    Where either would give lanes other documents, that holds from the first epoch on that nobody has begun: until then
+    the order is that of the documents that there were.
     """
-    known, grown, retired = saved.known, dict(saved.datasets), dict(saved.retired)
+    datasets, retired = dict(saved.datasets), dict(saved.retired)
     for dataset in run.datasets:
-        before = known.get(dataset.name)
-        if before is None or dataset.name not in appended:
-            continue
-        had, has = int(before.settings["documents"]), len(dataset.source)
-        if had >= has or fingerprint_of_first(dataset.source, had) != before.settings["source"]:
-            continue  # Where that is no append, it is refused as any other difference.
-        earlier = [*map(list, before.earlier), [before.next_epoch, had]] if before.next_epoch else []
-        now = dataset.settings(run.window_rows(dataset))
-        settings = {**before.settings, "documents": has, "source": now["source"], "appended": earlier}
-        if dataset.name in grown:
-            grown[dataset.name] = dataclasses.replace(before, settings=settings)
-        else:
-            retired[dataset.name] = {**retired[dataset.name], **settings}
-        LOGGER.info(
-            "Dataset %r: documents %d to %d are read from epoch %d on.", dataset.name, had, has - 1, before.next_epoch
+        for of in (datasets, retired):
+            if dataset.name in of:
+                of[dataset.name] = _as_now(dataset, of[dataset.name], grows=dataset.name in appended)
+    return dataclasses.replace(saved, datasets=datasets, retired=retired)
+
+
+def _as_now(dataset: DatasetConfig, saved: DatasetPosition, *, grows: bool) -> DatasetPosition:
+    had, was_endless, has = int(saved.settings["documents"]), saved.settings["num_epochs"] is None, len(dataset.source)
+    settings = {**saved.settings, "num_epochs": dataset.num_epochs}
+    grows = grows and had < has and fingerprint_of_first(dataset.source, had) == saved.settings["source"]
+    if grows:
+        settings |= {"documents": has, "source": fingerprint_of(dataset.source)}
+        _tell_of_appended(dataset, had, saved.next_epoch)
+    shared = was_endless != (dataset.num_epochs is None) and had < len(saved.cursors)
+    if saved.next_epoch and (grows or shared):
+        settings["earlier"] = [*map(list, saved.earlier), [saved.next_epoch, had, was_endless]]
+    return dataclasses.replace(saved, settings=settings)
+
+
+def _tell_of_appended(dataset: DatasetConfig, had: int, epoch: int) -> None:
+    last = len(dataset.source) - 1
+    LOGGER.info("Dataset %r: documents %d to %d are read from epoch %d on.", dataset.name, had, last, epoch)
+    if dataset.num_epochs is not None and epoch >= dataset.num_epochs:
+        LOGGER.warning(
+            "Dataset %r ends after num_epochs=%d, before it comes to the appended documents.",
+            dataset.name,
+            dataset.num_epochs,
         )
-        if dataset.num_epochs is not None and before.next_epoch >= dataset.num_epochs:
-            LOGGER.warning(
-                "Dataset %r ends after num_epochs=%d, before it comes to the appended documents.",
-                dataset.name,
-                dataset.num_epochs,
-            )
-    return dataclasses.replace(saved, datasets=grown, retired=retired)
 
 
 def _adapt(run: Run, saved: Position) -> Position:
     """The position in this run's datasets and mixture, which may be others than the saved ones."""
     names = [dataset.name for dataset in run.datasets]
     known = saved.known
-    adapted = dataclasses.replace(
+    position = dataclasses.replace(
         saved,
-        row_lengths=tuple(tuple(change) for change in run.timeline.rows.to_json()),
-        datasets={d.name: known[d.name] if d.name in known else run.start_of(d) for d in run.datasets},
+        row_lengths=run.timeline.rows.changes,
+        batch_size=run.timeline.shape(saved.moment)[0],
+        datasets={
+            d.name: known[d.name] if d.name in known else run.start_of(d, saved.row_length) for d in run.datasets
+        },
+        retired={name: d for name, d in {**saved.retired, **saved.datasets}.items() if name not in names},
     )
     digest = run.mixture.digest(names)
     if digest == saved.stage.digest:
-        return adapted
-    same = list(saved.datasets) == names and saved.stage.in_mixture >= 0 and _weights_now(run, saved) == saved.weights
-    index = run.stages.index(saved.moment) if same else -1
-    drawn = {name: int(entry["shares"][2]) for name, entry in saved.retired.items()} | dict(saved.drawn)
-    retired = dict(saved.retired) | saved.retire(name for name in saved.datasets if name not in names)
+        return position
+    index = run.stages.index(saved.moment)
+    goes_on = saved.stage.in_mixture >= 0 and run.mixture.stage_digest(names, index) == saved.stage.asked
     return dataclasses.replace(
-        adapted,
-        stage=dataclasses.replace(saved.stage, in_mixture=index, revision=run.mixture.revision, digest=digest),
-        weights={name: saved.weights.get(name, 0) for name in names},
+        position,
+        stage=dataclasses.replace(
+            saved.stage, in_mixture=index if goes_on else -1, revision=run.mixture.revision, digest=digest
+        ),
+        asked={name: saved.asked.get(name, 0) for name in names},
         counts={name: saved.counts.get(name, 0) for name in names},
-        drawn={name: drawn.get(name, 0) for name in names},
-        retired={name: entry for name, entry in retired.items() if name not in names},
     )
-
-
-def _weights_now(run: Run, saved: Position) -> dict[str, int]:
-    """The weights that this run has at the saved position."""
-    weights = run.weights(run.stages.index(saved.moment), saved.row_length)
-    return {dataset.name: weight for dataset, weight in zip(run.datasets, weights, strict=True)}
 
 
 def _mixture_differences(run: Run, saved: Position) -> list[str]:
@@ -159,8 +167,13 @@ def _mixture_differences(run: Run, saved: Position) -> list[str]:
         return [f"mixture: saved revision {was.revision}, now the older revision {revision}"]
     if set(names) != set(saved.datasets):
         what = f"datasets: saved {sorted(saved.datasets)}, now {sorted(names)}"
-    elif was.in_mixture >= 0 and _weights_now(run, saved) != saved.weights:
-        what = f"dataset_weights: saved {dict(saved.weights)}, now {_weights_now(run, saved)}"
+    elif (
+        was.in_mixture >= 0
+        and names == list(saved.datasets)
+        and run.mixture.stage_digest(names, run.stages.index(saved.moment)) != was.asked
+    ):
+        now = integer_weights(run.stages.at(saved.moment))
+        what = f"dataset_weights: saved {dict(saved.asked)}, now {dict(zip(names, now, strict=True))}"
     else:
         what = "mixture: other stages, settings or order of datasets than saved"
     return [f"{what}; where that is meant, pass mixture=Mixture(..., revision={was.revision + 1})"]
@@ -172,10 +185,7 @@ def _dataset_differences(run: Run, saved: Position) -> list[str]:
         f"dataset {dataset.name!r}, {difference}"
         for dataset in sorted(run.datasets, key=lambda dataset: dataset.name)
         if dataset.name in known
-        for difference in differences(
-            {key: value for key, value in known[dataset.name].settings.items() if key != "appended"},
-            dataset.settings(run.window_rows(dataset)),
-        )
+        for difference in differences(known[dataset.name].settings, run.start_of(dataset, saved.row_length).settings)
     ]
 
 

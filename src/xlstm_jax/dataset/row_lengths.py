@@ -67,9 +67,10 @@ class RowLengthSchedule:
         keep = flag("constant_tokens of row_length_schedule", config.get("constant_tokens", False))
         return cls.of(max_target_length, changes, constant_tokens=keep)
 
-    def to_json(self) -> list[Any]:
-        """The changes, as a saved position keeps them."""
-        return [[point.unit, point.value, length] for point, length in self.lengths.entries[1:]]
+    @property
+    def changes(self) -> tuple[tuple[str, int, int], ...]:
+        """(unit, count, length) of each change, as a saved position keeps them."""
+        return tuple((*point, length) for point, length in self.lengths.entries[1:])
 
 
 def _length(value: Any) -> int:

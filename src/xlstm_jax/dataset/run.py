@@ -1,23 +1,25 @@
 """A run: datasets, mixture, batch sizes and row lengths; turns a position into a plan of batches, and back."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, partial
 from typing import NamedTuple
 
 from xlstm_jax.dataset.config import DatasetConfig
 from xlstm_jax.dataset.epochs import EpochSize, EpochSizes
-from xlstm_jax.dataset.lanes import Cursor, Lane, Rounds, RowStream
+from xlstm_jax.dataset.lanes import Cursor, Lane, RowStream
 from xlstm_jax.dataset.lengths import LeftOut
 from xlstm_jax.dataset.mixing import MixtureSequence, integer_weights
 from xlstm_jax.dataset.mixture import Mixture
-from xlstm_jax.dataset.places import Diet, Planner, StageStanding, Standing, rounds_at
+from xlstm_jax.dataset.places import Diet, Planner, StageStanding, Standing
 from xlstm_jax.dataset.position import DatasetPosition, Position, PositionError, StagePosition
+from xlstm_jax.dataset.rounds import Rounds, rounds_at
 from xlstm_jax.dataset.schedule import BEGIN, Moment, Schedule
+from xlstm_jax.dataset.slices import LaneSlice
 from xlstm_jax.dataset.sources.records import Skipping, skipping_of
 from xlstm_jax.dataset.timeline import Timeline
-from xlstm_jax.dataset.windows import ChunkReader, LaneSlice, PlannedWindows, StreamedWindows, Windows
+from xlstm_jax.dataset.windows import ChunkReader, PlannedWindows, StreamedWindows, Windows
 
 __all__ = ["Piece", "Run"]
 
@@ -145,13 +147,11 @@ class Run:
             by_rows.append(Fraction(str(weight)) * epoch.rows / epoch.tokens)
         return integer_weights(by_rows)
 
-    def epoch(
-        self, number: int, row_length: int, *, one_epoch: bool = False, between: Callable[[], None] = lambda: None
-    ) -> EpochSize:
+    def epoch(self, number: int, row_length: int, *, between: Callable[[], None] = lambda: None) -> EpochSize:
         """Rows and tokens of the first epoch of a planned dataset; counted once for each row length."""
         dataset = self.datasets[number]
-        endless = dataset.num_epochs is None and not one_epoch
-        return self._epochs.count(dataset, self.window_rows(dataset), row_length, self.num_shards, endless, between)
+        window_rows, endless = self.window_rows(dataset, row_length), dataset.num_epochs is None
+        return self._epochs.count(dataset, window_rows, row_length, self.num_shards, endless, between)
 
     def tokens_of_epoch(self, dataset: DatasetConfig, row_length: int) -> int:
         """Tokens that rows of this length hold in an epoch of a planned dataset."""
@@ -176,83 +176,86 @@ class Run:
                 stage, weights = number, self.weights(number, length)
             yield Piece(start, steps, None if steps is None else steps * size, length, stage, weights)
 
-    def count_rows(self, *, one_epoch: bool, between: Callable[[], None], most: int | None = None) -> int:
+    def count_rows(self, *, between: Callable[[], None], most: int | None = None) -> int:
         """Rows of a planned run, by planning all of it, or as far as `most` rows."""
-        planner = self.plan_from(self.start(), range(self.num_shards), {}, one_epoch=one_epoch)
+        planner = self.plan_from(self.start(), range(self.num_shards), {})
         rows = 0
         while (most is None or rows < most) and (plan := planner.next_batch()).rows:
             between()
             rows += plan.rows
         return rows
 
-    def window_rows(self, dataset: DatasetConfig) -> int:
-        """Rows of the dataset's windows: as named, or as saved, or by default."""
+    @cached_property
+    def _known(self) -> dict[str, DatasetPosition]:
+        return self.adopted.known if self.adopted else {}
+
+    def window_rows(self, dataset: DatasetConfig, row_length: int) -> int:
+        """Rows of the dataset's windows at a row length: as named, or as saved, or by default."""
+        saved = self._known[dataset.name].settings if dataset.name in self._known else None
         if dataset.window_rows is not None:
-            return dataset.window_rows
-        if self.adopted and dataset.name in self.adopted.known:
-            return int(self.adopted.known[dataset.name].settings["grain_packing_bin_count"])
-        return dataset.default_window_rows(self.num_shards * len(self.datasets))
+            first = dataset.window_rows
+        elif saved:
+            first = int(saved["grain_packing_bin_count"])
+        else:
+            first = dataset.default_window_rows(self.num_shards * len(self.datasets))
+        by_default = saved["windows"] == "default" if saved else dataset.window_rows is None
+        return dataset.window_rows_at(row_length, first) if by_default else first
 
     def start(self) -> Position:
-        """The position before the first batch."""
+        """The position before the first batch, with which the first stage begins."""
         names = [dataset.name for dataset in self.datasets]
-        _, length = self.timeline.shape(BEGIN)
-        stage = self.stages.index(BEGIN)
+        size, length = self.timeline.shape(BEGIN)
         return Position(
             num_shards=self.num_shards,
             row_length=length,
-            row_lengths=tuple(tuple(change) for change in self.timeline.rows.to_json()),
-            stage=StagePosition(in_mixture=stage, revision=self.mixture.revision, digest=self.mixture.digest(names)),
-            weights=dict(zip(names, self.weights(stage, length), strict=True)),
+            row_lengths=self.timeline.rows.changes,
+            batch_size=size,
+            stage=StagePosition(revision=self.mixture.revision, digest=self.mixture.digest(names)),
+            asked=dict.fromkeys(names, 0),
             counts=dict.fromkeys(names, 0),
-            drawn=dict.fromkeys(names, 0),
-            datasets={dataset.name: self.start_of(dataset) for dataset in self.datasets},
+            datasets={dataset.name: self.start_of(dataset, length) for dataset in self.datasets},
         )
 
-    def start_of(self, dataset: DatasetConfig) -> DatasetPosition:
+    def start_of(self, dataset: DatasetConfig, row_length: int) -> DatasetPosition:
         """Where a dataset stands that has not been read."""
         cursors = tuple(Cursor() for _ in range(self.num_shards))
-        return DatasetPosition(cursors=cursors, settings=dataset.settings(self.window_rows(dataset)))
+        settings = dataset.settings(self.window_rows(dataset, dataset.row_length))
+        return DatasetPosition(cursors=cursors, settings=settings, row_length=row_length)
 
-    def plan_from(
-        self, position: Position, lanes: Sequence[int], readers: Mapping[str, ChunkReader], *, one_epoch: bool = False
-    ) -> Planner:
+    def once(self) -> "Run":
+        """The same run, of one epoch of each dataset."""
+        return replace(self, datasets=tuple(dataset.once() for dataset in self.datasets))
+
+    def plan_from(self, position: Position, lanes: Sequence[int], readers: Mapping[str, ChunkReader]) -> Planner:
         """A planner that goes on from a position.
 
         Args:
             position: Where to go on.
             lanes: Lanes that this process reads.
             readers: How the documents of each streamed dataset are read.
-            one_epoch: Whether the data ends after its first epoch, whatever `num_epochs` says.
         """
         shards, place = self.num_shards, position.place
         names = [dataset.name for dataset in self.datasets]
         number, index, start = position.stage.number, position.stage.in_mixture, position.stage.start
         if index < 0:
             # The next batch begins a stage: what went before does not matter.
-            stage = StageStanding(number, index, place, (1,) * len(names), (0,) * len(names))
+            every = (1,) * len(names)
+            stage = StageStanding(number, index, place, every, every, (0,) * len(names))
         else:
-            weights = tuple(position.weights[name] for name in names)
-            counts = tuple(position.counts[name] for name in names)
-            stage = StageStanding(number, index, start, weights, counts)
-        next_rounds = rounds_at(place, stage.start, stage.weights, shards)
-        rounds = Rounds(MixtureSequence(stage.weights, stage.counts), shards, start=stage.start, first=min(next_rounds))
+            of_all = (position.asked, position.weights, position.counts)
+            asked, weights, counts = (tuple(of[name] for name in names) for of in of_all)
+            stage = StageStanding(number, index, start, asked, weights, counts)
+        first_round = min(rounds_at(place, stage.start, stage.weights, shards))
+        rounds = Rounds(MixtureSequence(stage.weights, stage.counts), shards, start=stage.start, first=first_round)
         streamed = () if self.planned else self.datasets
         skipping = {d.name: skipping_of(d.source, position.datasets[d.name].skipped) for d in streamed}
         built = [
-            Lane(lane, self._streams(lane, position, readers, skipping, one_epoch), rounds, next_rounds[lane])
-            if lane in lanes
-            else None
+            Lane(lane, self._streams(lane, position, readers, skipping)) if lane in lanes else None
             for lane in range(shards)
         ]
-        finite = [d for d, dataset in enumerate(self.datasets) if one_epoch or dataset.num_epochs is not None]
-        diet = Diet(
-            self.timeline,
-            self.stages.index,
-            self.weights,
-            tuple(finite) if self.planned else (),
-            self.mixture.when_one_ends == "stop",
-        )
+        finite = tuple(d for d, dataset in enumerate(self.datasets) if self.planned and dataset.num_epochs is not None)
+        stops = self.mixture.when_one_ends == "stop"
+        diet = Diet(self.timeline, self.stages.index, self.weights, finite, stops)
         standing = Standing(position.moment, place, position.row_length, stage, (), {})
         return Planner(
             built, rounds, diet, standing, pad_ended_lanes=not self.planned, skipping=list(skipping.values())
@@ -264,27 +267,25 @@ class Run:
         position: Position,
         readers: Mapping[str, ChunkReader],
         skipping: Mapping[str, Skipping],
-        one_epoch: bool,
     ) -> list[RowStream]:
         streams = []
         for dataset in self.datasets:
-            num_epochs = 1 if one_epoch else dataset.num_epochs
             cursor = position.datasets[dataset.name].cursors[lane]
             if cursor is None:
                 raise PositionError(f"The position does not know lane {lane} of dataset {dataset.name!r}.")
-            windows = partial(self._windows, dataset, lane, num_epochs is None, readers, skipping)
+            windows = partial(self._windows, dataset, lane, readers, skipping)
             label = f"Lane {lane} of dataset {dataset.name!r}"
-            streams.append(RowStream(windows, position.row_length, num_epochs, cursor, label))
+            streams.append(RowStream(windows, position.row_length, dataset.num_epochs, cursor, label))
         return streams
 
-    def lane_slice(self, dataset: DatasetConfig, lane: int, *, endless: bool) -> LaneSlice:
+    def lane_slice(self, dataset: DatasetConfig, lane: int) -> LaneSlice:
         """The documents of a dataset that a lane reads."""
-        saved = self.adopted.known.get(dataset.name) if self.adopted else None
+        saved = self._known.get(dataset.name)
         return LaneSlice(
             order=dataset.order,
             lane=lane,
             num_shards=self.num_shards,
-            endless=endless,
+            endless=dataset.num_epochs is None,
             earlier=saved.earlier if saved else (),
         )
 
@@ -292,13 +293,12 @@ class Run:
         self,
         dataset: DatasetConfig,
         lane: int,
-        endless: bool,
         readers: Mapping[str, ChunkReader],
         skipping: Mapping[str, Skipping],
         row_length: int,
     ) -> Windows:
-        part = self.lane_slice(dataset, lane, endless=endless)
-        packing = dataset.packing(self.window_rows(dataset), row_length)
+        part = self.lane_slice(dataset, lane)
+        packing = dataset.packing(self.window_rows(dataset, row_length), row_length)
         if dataset.planned:
             return PlannedWindows(part, packing, dataset.source.lengths_of)
         name = dataset.name

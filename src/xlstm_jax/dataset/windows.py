@@ -4,24 +4,21 @@ Planned windows come from lengths alone; streamed windows come from documents th
 packing on the same order, so both give the same rows for the same documents.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm_jax.dataset.hashing import keyed_hash
 from xlstm_jax.dataset.lengths import LeftOut
-from xlstm_jax.dataset.order import Order, shard_bounds
 from xlstm_jax.dataset.packing import PackedWindow, Packing, pack_window
+from xlstm_jax.dataset.slices import LaneSlice
 from xlstm_jax.dataset.sources.records import RecordError, Skipping
 from xlstm_jax.dataset.stages import stage
 from xlstm_jax.dataset.transforms import Documents
 
-__all__ = ["ChunkReader", "LaneSlice", "PlannedWindows", "StreamedWindows", "Window", "Windows"]
+__all__ = ["ChunkReader", "PlannedWindows", "StreamedWindows", "Window", "Windows"]
 
 LengthsOf = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
@@ -56,59 +53,39 @@ class Window(NamedTuple):
     next_offset: int
     located: dict[str, Any]
     """What assembly has found out about the window as a whole; see `pieces_of`."""
+    before: int = 0
+    """Pieces of the first document that earlier windows hold."""
     chain: tuple[int, ...] = ()
     """(row length, rows emitted, row length, …) of what earlier row lengths had of this window; see `Cursor`."""
+    given: NDArray[np.int64] | None = None
+    """[documents] pieces of each document that come before those of this window; None where that is only `before`."""
+    numbers: NDArray[np.int64] | None = None
+    """[pieces] number of each piece within its document, where row lengths have changed."""
 
     @property
     def rows(self) -> int:
         """Number of rows."""
         return len(self.packed.row_begin) - 1
 
+    def piece_numbers(self, pieces: NDArray[np.int32], row_length: int) -> NDArray[np.int64]:
+        """Number of each of these pieces within its document, in which each has one of its own."""
+        if self.numbers is not None:
+            return self.numbers[pieces]
+        begun = self.packed.document[pieces] == 0
+        numbers: NDArray[np.int64] = (
+            begun * self.before - (begun * self.offset - self.packed.start[pieces]) // row_length
+        )
+        return numbers
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LaneSlice:
-    """The slice of a dataset's order that one lane reads."""
-
-    order: Order
-    lane: int
-    num_shards: int
-    endless: bool
-    """Whether the lane runs through epoch after epoch; then no lane is left without documents."""
-
-    earlier: tuple[tuple[int, int], ...] = ()
-    """(epoch, documents), by epoch: before this epoch the source had only so many documents."""
-
-    def _documents(self, epoch: int) -> int:
-        return next((documents for before, documents in self.earlier if epoch < before), self.order.documents)
-
-    def _is_shared(self, epoch: int) -> bool:
-        return self.endless and 0 < self._documents(epoch) < self.num_shards
-
-    def _bounds(self, epoch: int) -> tuple[int, int]:
-        """First and last + 1 place of the order that this lane reads."""
-        documents = self._documents(epoch)
-        if self._is_shared(epoch):
-            return shard_bounds(documents, self.lane % documents, documents)
-        return shard_bounds(documents, self.lane, self.num_shards)
-
-    def size(self, epoch: int) -> int:
-        """Documents that this lane reads in an epoch."""
-        start, stop = self._bounds(epoch)
-        return stop - start
-
-    def label(self, epoch: int) -> str:
-        """What is read here, in words."""
-        return f"dataset {self.order.name!r}, epoch {epoch}, lane {self.lane}"
-
-    def read(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
-        """Source indices of the lane's documents `start` to `stop` in this epoch."""
-        base, _ = self._bounds(epoch)
-        order = dataclasses.replace(self.order, documents=self._documents(epoch)) if self.earlier else self.order
-        return order.read(epoch, base + start, base + stop, self.lane if self._is_shared(epoch) else None)
-
-    def window_key(self, epoch: int, first: int, offset: int) -> int:
-        """Key of the shuffles inside the window that starts here."""
-        return keyed_hash("window", self.order.seed, self.order.name, epoch, self.lane, first, offset)
+    def next_before(self, row_length: int) -> int:
+        """Pieces, in this window and earlier ones, of the document that the next window begins within."""
+        last = self.packed.documents_used
+        if not self.next_offset:
+            return 0
+        if self.numbers is not None and self.given is not None:
+            return int(self.numbers[self.packed.document == last].max(initial=self.given[last] - 1)) + 1
+        offset, before = (self.offset, self.before) if last == 0 else (0, 0)
+        return -(-(self.next_offset - offset) // row_length) + before
 
 
 class Windows(Protocol):
