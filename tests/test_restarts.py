@@ -158,3 +158,52 @@ def test_pieces_of_a_document_are_numbered_without_repeats_whatever_the_row_leng
     if packing is None and not shuffle:
         numbers = {document: [n for d, n in seen if d == document] for document, _ in seen}
         assert all(of_document == list(range(len(of_document))) for of_document in numbers.values())
+
+
+# --- What the log says ---------------------------------------------------------------------------------------------
+
+
+def test_the_log_says_what_a_restart_changes(caplog):
+    job = Job({"a": SMALL, "b": LARGE}, schedules=mixture({"a": 1, "b": 2}))
+    _, state, _ = after(job, 4)
+    stages = [{"at": 9, "weights": {"b": 1, "c": 1}}, {"at": {"rows": 900}, "weights": {"c": 1}}]
+    changed = dataclasses.replace(
+        job, datasets={"b": LARGE, "c": make_documents(5, 9, 9, 90_000)}, batch=8, num_epochs={"b": 3, "c": None},
+        schedules=mixture({"b": 1, "c": 3}, 1, stages=stages) | {"row_length_schedule": {9: 32}})  # fmt: skip
+    caplog.set_level("INFO", "xlstm_jax.dataset.resume")
+    _, state, _ = after(changed, 0, state)
+    assert [record.getMessage().removeprefix("At this restart, ") for record in caplog.records] == [
+        "dataset 'b' is read 3 times in all, and was to be read without end.",
+        "dataset 'c' is added.",
+        "dataset 'a' is taken out, after 5 rows; its place is kept.",
+        "step 4 begins a stage with the weights {'b': 1, 'c': 3} instead of {'a': 1, 'b': 2}.",
+        "the mixture has revision 1, and had 0; its next stages begin at step 9, 900 rows.",
+        "the batch of step 4 has 8 rows, and was to have 4.",
+        (
+            "what changes at step 9 changes behind another number of rows than before; points in rows or tokens would "
+            "stay."
+        ),
+        "row lengths change by [['step', 9, 32]], and were to by [].",
+    ]
+    caplog.clear()
+    after(changed, 2, state)
+    assert not caplog.records
+
+
+# --- Windows of longer rows ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("named", [None, 512])
+def test_windows_have_as_many_rows_as_are_usual_at_their_length_unless_somebody_named_a_number(named):
+    with Job({"a": SMALL}, bins=named, length=4096, schedules={"row_length_schedule": {1: 32_768}}).loader() as loader:
+        run = loader._feed._run
+        assert [run.window_rows(run.datasets[0], length) for length in (4096, 32_768)] == [named or 1024, named or 128]
+
+
+def test_a_run_goes_on_with_the_windows_that_it_began_with():
+    by_default = Job({"a": LARGE}, bins=None, schedules={"row_length_schedule": {2: 8192}})
+    whole, _, _ = after(by_default, 8)
+    _, state, _ = after(by_default, 4)
+    rows = state["settings"]["grain_packing_bin_count"]
+    tail, _, _ = after(dataclasses.replace(by_default, bins=rows), 4, state)
+    assert rows_of(tail) == rows_of(whole[4:])

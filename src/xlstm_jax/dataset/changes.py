@@ -54,18 +54,15 @@ def _of_mixture(run: Run, saved: Position, now: Position) -> Iterator[str]:
 def _of_shapes(run: Run, saved: Position, now: Position) -> Iterator[str]:
     step = now.moment.step
     if now.batch_size != saved.batch_size:
-        moved = [
-            str(point)
-            for schedule in (run.stages, run.timeline.batches.sizes, run.timeline.rows.lengths)
-            for point in schedule.points
-            if point.unit == "step" and not point.reached(now.moment)
-        ]
-        yield f"the batch of step {step} has {now.batch_size} rows, and was to have {saved.batch_size}." + (
-            f" What changes at {', '.join(moved)} changes behind another number of rows than before; points in rows or "
-            "tokens would stay."
-            if moved
-            else ""
-        )
+        yield f"the batch of step {step} has {now.batch_size} rows, and was to have {saved.batch_size}."
+        schedules = (run.stages, run.timeline.batches.sizes, run.timeline.rows.lengths)
+        points = [point for schedule in schedules for point in schedule.points if not point.reached(now.moment)]
+        moved = dict.fromkeys(str(point) for point in points if point.unit == "step")
+        if moved:
+            yield (
+                f"what changes at {', '.join(moved)} changes behind another number of rows than before; points in rows "
+                "or tokens would stay."
+            )
     if now.row_lengths != saved.row_lengths:
         lengths = [list(change) for change in now.row_lengths]
         yield f"row lengths change by {lengths}, and were to by {[list(change) for change in saved.row_lengths]}."

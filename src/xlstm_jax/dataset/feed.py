@@ -203,14 +203,7 @@ class RowFeed:
                 self._run.timeline.shape(BEGIN)[0],
                 self._drop_remainder,
             )
-        # A batch may be many passes; none is looked for one by one.
-        low, high = position.passes, position.passes + 1
-        while not self._pass_length.reaches(position.place, high):
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._pass_length.reaches(position.place, middle) else (middle, high)
-        self._progress.begin_pass(high)
+        self._progress.begin_pass(self._pass_length.ended(position.place, position.passes))
 
     def restart(self) -> None:
         """See `Feed.restart`."""

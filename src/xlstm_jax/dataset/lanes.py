@@ -68,7 +68,7 @@ class RowStream:
         self._label = label
         self._cursor = cursor
         self._ready: deque[Window] = deque()
-        self._epoch_had_rows = cursor.document > 0 or cursor.offset > 0
+        self._epoch_had_rows = cursor != Cursor(cursor.epoch)
         self._begin(length)
 
     def _begin(self, length: int) -> None:

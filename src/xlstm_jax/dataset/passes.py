@@ -66,6 +66,17 @@ class PassLength:
         with self._lock:
             return place <= self._end(passes, exact=True)
 
+    def ended(self, place: int, passes: int) -> int:
+        """How many passes have ended before `place`, where one has since `passes` of them had."""
+        # A batch may be many passes: they are not looked for one by one.
+        low, high = passes, passes + 1
+        while not self.reaches(place, high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.reaches(place, middle) else (middle, high)
+        return high
+
     def close(self) -> None:
         """End what counts in the background; idempotent. Lengths can be asked for as before."""
         self._closed = True
