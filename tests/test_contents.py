@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from journeys import job_of, journeys
 from loading import Job, Streamed, draw, make_documents, one_device_mesh
 from preparing import Bench, make_texts
 from test_laws import jobs, mixture
-from test_mixtures import job_of, journeys
 from xlstm_jax.cli import main
 from xlstm_jax.dataset import (
     LLMIndexedBatch,
