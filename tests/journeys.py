@@ -157,3 +157,10 @@ def drive(job, steps, state):
     return [{f: np.concatenate([b[f] for b in batch]) for f in batch[0]} for batch in zip(*parts, strict=True)], states[
         0
     ]
+
+
+def rows_of(batch):
+    """What the rows hold that are not padding."""
+    fields = ("inputs", "inputs_segmentation", "targets", "targets_segmentation", "document_idx", "sequence_idx")
+    rows = zip(*(batch[field].tolist() for field in fields), strict=True)
+    return [dict(zip(fields, row, strict=True)) for row in rows if any(row[1])]

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 
-from journeys import LENGTH, POOL, documents_of, drive, job_of, journeys, plan_of
+from journeys import LENGTH, POOL, documents_of, drive, job_of, journeys, plan_of, rows_of
 from plain_run import NoRowsError, PlainRun, arrays_of
 
 
@@ -53,10 +53,3 @@ def assert_as_plain(fixed, legs):
         assert {name: entry["shares"][2] for name, entry in state["datasets"].items()} == {
             name: model.drawn[name] for name in leg["names"]
         }
-
-
-def rows_of(batch):
-    """What the rows hold that are not padding."""
-    fields = ("inputs", "inputs_segmentation", "targets", "targets_segmentation", "document_idx", "sequence_idx")
-    rows = zip(*(batch[field].tolist() for field in fields), strict=True)
-    return [dict(zip(fields, row, strict=True)) for row in rows if any(row[1])]

@@ -6,17 +6,20 @@ import pytest
 
 import meshes
 import processes
-from plain_run import PlainRun, tokens_of
-from test_mixtures import LENGTH, POOL, documents_of, job_of, plan_of
+from journeys import LENGTH, POOL, documents_of, job_of, plan_of, rows_of
+from plain_run import PlainRun, arrays_of
 
 FIXED = {
     "documents": documents_of(0, most=120),
     "rule": "best_fit",
+    "long_documents": "split",
     "shuffle": True,
     "window_rows": 4,
     "lengths": [(("step", 0), LENGTH), (("tokens", 1000), 32), (("step", 11), 8)],
     "constant_tokens": False,
     "stops": False,
+    "unit": "rows",
+    "drop_remainder": False,
 }
 RUNS = {
     # With a dataset that ends in the second leg.
@@ -49,12 +52,16 @@ LEGS = [
 """Each life of the run: its processes, and what it is asked for."""
 
 
+def leg_of(fixed, number):
+    return LEGS[number] | {"prefetch": 2, "num_epochs": fixed["num_epochs"]}
+
+
 def leg_in_a_process(number: int, states: dict) -> dict:
     """What this process holds of the batches of a leg, and the position behind it."""
     told = {}
     for kind, fixed in RUNS.items():
         mesh, spec = meshes.make_mesh("one axis")
-        with meshes.make_loader(job_of(fixed, LEGS[number] | {"prefetch": 2}, number), mesh, spec) as loader:
+        with meshes.make_loader(job_of(fixed, leg_of(fixed, number), number), mesh, spec) as loader:
             if states:
                 loader.set_state(states[kind])
             batches = [meshes.held(batch) for batch in meshes.take(loader, LEGS[number]["steps"])]
@@ -79,18 +86,15 @@ def legs(tmp_path_factory):
 def test_processes_yield_the_rows_of_the_plain_model_whatever_changes(legs, kind):
     fixed = RUNS[kind]
     packing = {"rule": fixed["rule"], "rows": fixed["window_rows"], "long_documents": "split", "shuffle": True}
-    model = PlainRun(fixed["shards"], packing, fixed["shuffle"])
-    for leg, reports in zip(LEGS, legs, strict=True):
-        model.ask(plan_of(fixed, leg), fixed["documents"])
+    model = PlainRun(fixed["shards"], packing, shuffle=fixed["shuffle"], streamed=fixed["streamed"])
+    for number, (leg, reports) in enumerate(zip(LEGS, legs, strict=True)):
+        model.ask(plan_of(fixed, leg_of(fixed, number)), fixed["documents"])
         batches = meshes.put_all_together(report[kind][0] for report in reports)
         assert len(batches) == leg["steps"]
         for batch in batches:
             length, rows = model.batch()
-            parts = zip(batch["inputs"], batch["inputs_segmentation"], strict=True)
             assert batch["inputs"].shape == (len(rows), length)
-            assert [(i[s > 0].tolist(), s[s > 0].tolist()) for i, s in parts] == [
-                tokens_of(fixed["documents"], row) for row in rows
-            ]
+            assert rows_of(batch) == [arrays_of(fixed["documents"], row, length) for row in rows]
 
 
 @pytest.mark.parametrize("kind", RUNS)
