@@ -381,9 +381,17 @@ def test_batches_that_only_a_resumed_run_would_have_are_refused(streamed, shards
         loader.set_state(state)
 
 
-def test_rows_that_would_become_too_short_for_a_document_are_refused_at_once():
-    job = Job({"a": [np.arange(12)]}, options={"long_documents": "error"}, schedules={"row_length_schedule": {50: 8}})
-    with pytest.raises(ValueError, match="a document of 12 tokens, longer than rows of 8"):
+@pytest.mark.parametrize(
+    ("long_documents", "message"),
+    [
+        ("error", r"holds 1 documents longer than max_target_length=8 \(the first is document 0 with 12 tokens"),
+        ("drop", "Every document of dataset 'a' is longer than max_target_length=8 and would be dropped"),
+    ],
+)
+def test_rows_that_would_become_too_short_for_all_documents_are_refused_at_once(long_documents, message):
+    job = Job({"a": [np.arange(12)]}, options={"long_documents": long_documents},
+              schedules={"row_length_schedule": {50: 8}})  # fmt: skip
+    with pytest.raises(ValueError, match=message):
         job.loader()
 
 

@@ -207,3 +207,21 @@ def test_a_run_goes_on_with_the_windows_that_it_began_with():
     rows = state["settings"]["grain_packing_bin_count"]
     tail, _, _ = after(dataclasses.replace(by_default, bins=rows), 4, state)
     assert rows_of(tail) == rows_of(whole[4:])
+
+
+# --- The position stays small --------------------------------------------------------------------------------------
+
+
+def test_a_dataset_that_was_taken_out_takes_little_of_the_position():
+    names = [f"d{d}" for d in range(60)]
+    documents = {name: make_documents(d, 6, 20, 1 + 1000 * d) for d, name in enumerate(names)}
+    job = Job(documents, batch=60, schedules=mixture(dict.fromkeys(names, 1)))
+    _, state, _ = after(job, 2)
+    one = {name: documents[name] for name in names[:1]}
+    few = dataclasses.replace(job, datasets=one, schedules=mixture({"d0": 1}, 1))
+    _, between, _ = after(few, 2, state)
+    assert len(between["retired"]) == 59
+    assert len(json.dumps(between)) < 60 * 100 + 1000
+    every = dataclasses.replace(job, schedules=mixture(dict.fromkeys(names, 1), 2))
+    _, again, _ = after(every, 0, between)
+    assert [again["datasets"][n]["cursors"] for n in names[1:]] == [state["datasets"][n]["cursors"] for n in names[1:]]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from xlstm_jax.dataset.packing import LongDocuments, Packing
 from xlstm_jax.dataset.sources import PlannedSource, length_chunks
 
-__all__ = ["FoundLengths", "LeftOut", "check_lengths", "find_lengths"]
+__all__ = ["FoundLengths", "LeftOut", "check_lengths", "find_lengths", "refuse_long"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -66,11 +66,19 @@ def check_lengths(source: PlannedSource, name: str, row_length: int, long_docume
         raise ValueError(f"Dataset {name!r} holds {known.empty} documents, and all of them are empty.")
     if known.empty:
         LOGGER.warning("Dataset %r: %d of %d documents are empty; skipped.", name, known.empty, len(source))
-    if long_documents != "split" and known.longest > row_length:
-        _check_long(source, name, row_length, long_documents)
+    _check_long(source, name, row_length, long_documents)
 
 
-def _check_long(source: PlannedSource, name: str, row_length: int, long_documents: LongDocuments) -> None:
+def refuse_long(
+    source: PlannedSource, name: str, row_length: int, long_documents: LongDocuments
+) -> FoundLengths | None:
+    """Refuse documents longer than a row, where that is an error, or all would be dropped; what is longer otherwise.
+
+    Raises:
+        ValueError: They are not allowed, or none but them holds tokens.
+    """
+    if long_documents == "split" or source.length_summary.longest <= row_length:
+        return None
     long = find_lengths(source, lambda lengths: lengths > row_length)
     assert long is not None, "the summary knows of a long document"
     if long_documents == "error":
@@ -84,6 +92,13 @@ def _check_long(source: PlannedSource, name: str, row_length: int, long_document
             f"Every document of dataset {name!r} is longer than max_target_length={row_length} and would be dropped; "
             'pass long_documents="split" or a larger max_target_length.'
         )
+    return long
+
+
+def _check_long(source: PlannedSource, name: str, row_length: int, long_documents: LongDocuments) -> None:
+    long = refuse_long(source, name, row_length, long_documents)
+    if long is None:
+        return
     LOGGER.warning(
         "Dataset %r: %d of %d documents are longer than %d; long_documents=%r leaves out %d tokens an epoch.",
         name,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from xlstm_jax.dataset.config import DatasetConfig
 from xlstm_jax.dataset.epochs import EpochSize, EpochSizes
 from xlstm_jax.dataset.lanes import Cursor, Lane, RowStream
-from xlstm_jax.dataset.lengths import LeftOut
+from xlstm_jax.dataset.lengths import LeftOut, refuse_long
 from xlstm_jax.dataset.mixing import MixtureSequence, integer_weights
 from xlstm_jax.dataset.mixture import Mixture
 from xlstm_jax.dataset.places import Diet, Planner, StageStanding, Standing
@@ -76,15 +76,9 @@ class Run:
 
     def _check_long_documents(self) -> None:
         shortest = min(self.timeline.rows.lengths.values)
-        for dataset in self.datasets:
-            if not dataset.planned or dataset.long_documents != "error":
-                continue
-            longest = dataset.source.length_summary.longest
-            if longest > shortest:
-                raise ValueError(
-                    f"Dataset {dataset.name!r} holds a document of {longest} tokens, longer than rows of {shortest} of "
-                    'row_length_schedule; pass long_documents="split", "truncate" or "drop".'
-                )
+        for dataset in self.datasets if shortest < self.datasets[0].row_length else ():
+            if dataset.planned:
+                refuse_long(dataset.source, dataset.name, shortest, dataset.long_documents)
 
     def _check_streamed(self) -> None:
         """Streamed data: a host owns whole lanes, and each lane gives the same number of rows to every batch."""
