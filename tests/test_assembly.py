@@ -147,7 +147,7 @@ def test_nothing_is_read_outside_the_pages_that_hold_the_tokens(dtype, shift):
     packing = Packing(rule="best_fit", row_length=50, rows=10_000, long_documents="split", shuffle=True)
     window = windows_of(source, "planned", packing, own_targets=False).read(0, 0, 0)
     how = RowFormat(length=50, shift=shift, eod_token_id=EOD, infer_segments=False)
-    case = [PlacedRun(0, RowRun(0, window, 0, window.rows))], window.rows, [source], [how]
+    case = [PlacedRun(np.arange(window.rows), RowRun(0, window, 0, window.rows))], window.rows, [source], [how]
     for fast, plain in zip(assemble(*case), assemble_plain(*case), strict=True):
         np.testing.assert_array_equal(fast, plain)
 
