@@ -159,7 +159,7 @@ def test_a_source_that_says_that_documents_lie_where_they_do_not_is_refused(begi
     window = windows_of(source, "planned", packing, own_targets=False).read(0, 0, 0)
     how = RowFormat(length=12, shift=Shift.TARGETS, eod_token_id=EOD, infer_segments=False)
     with pytest.raises(ValueError, match="document 0 of 2 tokens lies in an array of 10 tokens, and it does not"):
-        assemble([PlacedRun(0, RowRun(0, window, 0, 1))], 1, [source], [how])
+        assemble([PlacedRun(np.arange(1), RowRun(0, window, 0, 1))], 1, [source], [how])
 
 
 def test_memory_is_used_again_when_nothing_refers_to_it_and_not_before():
