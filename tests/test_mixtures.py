@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from journeys import LENGTH, documents_of, job_of, journeys
+from journeys import LENGTH, POOL, documents_of, job_of, journeys
 from loading import Job, Streamed, draw, make_documents, rows_of
 from xlstm_jax.dataset import Mixture, PositionError, Stage
 from xlstm_jax.dataset.config_file import read_config
