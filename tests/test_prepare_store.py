@@ -205,6 +205,50 @@ def test_a_text_without_tokens_is_an_empty_text(bench, splits):
         assert [(error["line"], error["excerpt"]) for error in errors] == [(4, "日本"), (5, "{"), (6, "é")]
 
 
+def unigram(end="</s>"):
+    """The end token is a piece of text too, as in T5's tokenizer and others of SentencePiece."""
+    letters = [(letter, -2.0) for letter in "abcdefghijklmnopqrstuvwxyz <>/|"]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram([("<unk>", 0.0), (end, 0.0), *letters], unk_id=0))
+    tokenizer.add_special_tokens([end])
+    return tokenizer
+
+
+def added(end="<|eod|>"):
+    """The end token is no special one, and so found in text too."""
+    tokenizer = unigram()
+    tokenizer.add_tokens([end])
+    return tokenizer
+
+
+def without_unknown():
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"some": 0, "</s>": 1}))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["</s>"])
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "end", "text", "said"),
+    [
+        (unigram, "</s>", "some <s>old</s> price", r"makes token 1 \('</s>'\) of a part .* at the end of a document"),
+        (added, "<|eod|>", "some <|eod|> more", r"makes token 33 \('<\|eod\|>'\) of a part"),
+        (without_unknown, "</s>", "some word", "Missing .* token"),
+    ],
+)
+def test_a_text_that_the_tokenizer_cannot_make_a_document_of_is_a_bad_record(bench, tokenizer, end, text, said):
+    tokenizer().save(str(bench.folder / "t.json"))
+    path = write_jsonl(bench.folder / "a.jsonl", ["some", "some some", text, "some"])
+    given = {"tokenizer": str(bench.folder / "t.json"), "eod_token": end}
+    with pytest.raises(PrepareError, match=rf"a\.jsonl, line 3: The text cannot be tokenised: .*{said}"):
+        bench.prepare(path, **given)
+    store = bench.prepare(path, on_error="skip", **given)
+    eod = read_manifest(store).eod_token_id
+    assert [np.count_nonzero(document == eod) for document in TokenStore(store)] == [1, 1, 1]
+    assert read_manifest(store).skipped == {"no tokens": 1}
+    (error,) = [json.loads(line) for line in (store / "errors.jsonl").read_text().splitlines()]
+    assert (error["line"], error["excerpt"]) == (3, text)
+
+
 def test_what_is_no_unicode_is_written_down_as_it_is(bench):
     """Halves of surrogate pairs within a record, and names of files that are no utf-8."""
     folder = Path(os.fsdecode(os.fsencode(bench.folder) + b"/caf\xe9"))

@@ -319,6 +319,22 @@ def test_documents_end_and_begin_with_the_ids_given():
     assert tokens(eod_token_id=None, bos_token_id=BOS) == [BOS, *bare]
 
 
+@pytest.mark.parametrize(
+    ("ids", "place"),
+    [({"eod_token_id": 8, "bos_token_id": 1}, "end"), ({"eod_token_id": None, "bos_token_id": 8}, "begin")],
+)
+def test_a_text_that_holds_a_token_which_ends_or_begins_documents_is_refused(ids, place):
+    pieces = [("<unk>", 0.0), *((letter, -2.0) for letter in "ab<>eod"), ("<eod>", 0.0)]
+    backend = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=0))
+    operation = Tokenize(Tokenizer(backend), **ids)
+    assert operation.map("bob").tolist().count(8) == 1
+    with pytest.raises(ValueError, match=rf"makes token 8 \('<eod>'\) of a part .* only at the {place} of a document"):
+        operation.map_batch(["b", "b<eod>b"])
+    with pytest.raises(ValueError, match="only at the") as caught:
+        DocumentReader(source=["b", "b<eod>b"], operations=(operation,), name="x", seed=0).read(0, np.array([0, 1]))
+    assert "Document 1 of dataset 'x'" in "".join(caught.value.__notes__)
+
+
 @pytest.mark.parametrize("empty", ["", b"", {"text": ""}])
 def test_an_empty_text_stays_an_empty_document(empty):
     document = Tokenize(TOKENIZER, eod_token_id=EOD, bos_token_id=BOS).map(empty)

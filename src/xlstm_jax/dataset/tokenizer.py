@@ -30,8 +30,9 @@ _NAMED_IN_ERRORS = 8
 class Tokenizer:
     """A tokenizer that gives the tokens of a text and nothing else.
 
-    No special tokens are added, text that looks like a special token is encoded as text, and the truncation and padding
-    stored with the tokenizer are off. Equal, and of one hash, where the serialised tokenizers are equal; pickled as
+    No special tokens are added, text that looks like a special token is encoded as text (unless the tokenizer's model has
+    it as a piece of text, as Unigram models do; see `Tokenize`), and the truncation and padding stored with the tokenizer
+    are off. Equal, and of one hash, where the serialised tokenizers are equal; pickled as
     JSON.
     """
 
@@ -160,7 +161,8 @@ class Tokenize:
     """Operation: a document's text becomes its token ids.
 
     Elements are text, as `str` or UTF-8 `bytes`, or mappings that hold text in a column. A text without tokens stays an
-    empty document: neither `bos_token_id` nor `eod_token_id` is put around it.
+    empty document: neither `bos_token_id` nor `eod_token_id` is put around it. A text of which the tokenizer makes one of
+    these tokens is refused, since a document would seem to end within it.
     """
 
     tokenizer: Tokenizer
@@ -194,7 +196,8 @@ class Tokenize:
 
         Raises:
             TypeError: An element is no text, or its column holds none.
-            ValueError: Bytes that are not UTF-8, or a mapping without the column.
+            ValueError: Bytes that are not UTF-8, a mapping without the column, or a text that holds one of the tokens which
+                end and begin documents.
         """
         texts = [
             element if type(element) is str else self._text(element, place) for place, element in enumerate(elements)
@@ -203,13 +206,23 @@ class Tokenize:
         before, after = (
             [] if id_ is None else [np.array([id_], np.int32)] for id_ in (self.bos_token_id, self.eod_token_id)
         )
-        if not before and not after:
+        if not documents or not (before or after):
             return documents
+        self._refuse_within(np.concatenate(documents))
         return [np.concatenate((*before, tokens, *after)) if len(tokens) else tokens for tokens in documents]
 
     def map(self, element: Any) -> NDArray[np.int32]:
         """[tokens] int32: a single element; see `map_batch`."""
         return self.map_batch([element])[0]
+
+    def _refuse_within(self, tokens: NDArray[np.int32]) -> None:
+        for place, token in (("end", self.eod_token_id), ("begin", self.bos_token_id)):
+            if token is not None and (tokens == token).any():
+                name = self.tokenizer.decode([token])
+                raise ValueError(
+                    f"The tokenizer makes token {token} ({name!r}) of a part of the text, and that token must stand only at "
+                    f"the {place} of a document. Write that part otherwise, or name another token for the {place}."
+                )
 
     @property
     def _text_column(self) -> str:
@@ -248,7 +261,7 @@ def _read_file(library: Any, path: Path) -> Any:
             "`save_pretrained` of a fast tokenizer of transformers."
         )
     try:
-        return library.Tokenizer.from_file(str(file))
+        return library.Tokenizer.from_str(file.read_text("utf-8"))
     except Exception as error:
         raise ValueError(
             f"{file} is no serialised tokenizer of the tokenizers library ({error}); it needs a {FILE_NAME}."

@@ -22,6 +22,9 @@ __all__ = ["Batch", "Cores", "Reading", "one_core", "tokenized"]
 Cores = Callable[[], int]
 """Gives the number of cores that a worker may use at the moment: its own, and its share of those that are idle."""
 
+Encoded = NDArray[np.int32] | BadRecord
+"""The tokens of a text, or why it has none."""
+
 _BATCH_CHARACTERS = 1 << 20
 _BATCH_TEXTS = 1024
 _NO_TOKENS = "The text has no tokens: the tokenizer leaves nothing of it."
@@ -73,29 +76,33 @@ def tokenized(
     """
     frame = sum(token is not None for token in (tokenize.bos_token_id, tokenize.eod_token_id))
     sampled = len(reading.skipped.samples)
-    for places, texts, documents in _with_tokens(_batches(piece, config, reading), tokenize, pool, cores):
-        kept = [n for n, tokens in enumerate(documents) if len(tokens)]
-        for empty in sorted(set(range(len(documents))) - set(kept)):
-            _leave_out(BadRecord.of("empty text", _NO_TOKENS, texts[empty]), piece, config, places[empty], reading)
-        if not kept:
+    for places, texts, encoded in _with_tokens(_batches(piece, config, reading), tokenize, pool, cores):
+        stored: list[str] = []
+        documents: list[NDArray[np.int32]] = []
+        for place, text, tokens in zip(places, texts, encoded, strict=True):
+            if isinstance(tokens, BadRecord):
+                _leave_out(tokens, piece, config, place, reading)
+            else:
+                stored.append(text)
+                documents.append(tokens)
+        if not stored:
             continue
-        stored = [texts[n] for n in kept]
-        lengths = np.array([len(documents[n]) for n in kept], dtype=np.int64)
-        reading.text_tokens += int(lengths.sum()) - frame * len(kept)
+        lengths = np.fromiter(map(len, documents), np.int64, len(documents))
+        reading.text_tokens += int(lengths.sum()) - frame * len(stored)
         reading.text_bytes += sum(len(text) if text.isascii() else len(text.encode()) for text in stored)
-        yield Batch(stored, np.concatenate([documents[n] for n in kept]), lengths)
-    # Those without tokens are found later than the others around them.
+        yield Batch(stored, np.concatenate(documents), lengths)
+    # What the tokenizer finds wrong is found later than the rest.
     reading.skipped.samples[sampled:] = sorted(reading.skipped.samples[sampled:], key=itemgetter("place"))
     _number(reading.skipped.samples[sampled:], piece, config, reading)
 
 
 def _with_tokens(
     batches: Iterator[tuple[list[int], list[str]]], tokenize: Tokenize, pool: Executor, cores: Cores
-) -> Iterator[tuple[list[int], list[str], list[NDArray[np.int32]]]]:
-    under_way: tuple[list[int], list[str], list[Future[list[NDArray[np.int32]]]]] | None = None
+) -> Iterator[tuple[list[int], list[str], list[Encoded]]]:
+    under_way: tuple[list[int], list[str], list[Future[list[Encoded]]]] | None = None
     for places, texts in batches:
         done = under_way and _collected(*under_way)
-        under_way = places, texts, [pool.submit(tokenize.map_batch, part) for part in _shares(texts, cores())]
+        under_way = places, texts, [pool.submit(_encoded, tokenize, part) for part in _shares(texts, cores())]
         if done:
             yield done
     if under_way:
@@ -103,9 +110,23 @@ def _with_tokens(
 
 
 def _collected(
-    places: list[int], texts: list[str], parts: list[Future[list[NDArray[np.int32]]]]
-) -> tuple[list[int], list[str], list[NDArray[np.int32]]]:
+    places: list[int], texts: list[str], parts: list[Future[list[Encoded]]]
+) -> tuple[list[int], list[str], list[Encoded]]:
     return places, texts, [document for part in parts for document in part.result()]
+
+
+def _encoded(tokenize: Tokenize, texts: list[str]) -> list[Encoded]:
+    try:
+        documents = tokenize.map_batch(texts)
+    except Exception as error:  # noqa: BLE001 - the library's own errors are of no other type
+        if len(texts) == 1:
+            return [BadRecord.of("no tokens", f"The text cannot be tokenised: {error}", texts[0])]
+        # One text spoils the batch; each on its own tells which.
+        return [encoded for text in texts for encoded in _encoded(tokenize, [text])]
+    return [
+        tokens if len(tokens) else BadRecord.of("empty text", _NO_TOKENS, text)
+        for text, tokens in zip(texts, documents, strict=True)
+    ]
 
 
 def _shares(texts: list[str], count: int) -> Iterator[list[str]]:
