@@ -260,6 +260,19 @@ def test_files_that_are_no_data_are_named(bench, corpus_folder, caplog):
     assert "no data" not in caplog.text
 
 
+@pytest.mark.parametrize("named", ["", "*"])
+def test_texts_about_the_records_of_a_folder_are_none_of_them(bench, named, caplog):
+    """As in a repository of Hugging Face."""
+    folder = bench.folder / "repository"
+    (folder / "data").mkdir(parents=True)
+    pq.write_table(pa.table({"text": TEXTS}), folder / "data" / "train.parquet")
+    for name in ("README.md", "LICENSE.txt", "dataset_infos.json"):
+        (folder / name).write_text("{}")
+    assert bench.texts_of(bench.prepare(folder / named)) == TEXTS
+    assert f"{folder}/LICENSE.txt, {folder}/README.md at {folder}" in caplog.text
+    assert len(bench.texts_of(bench.prepare(folder / "*.md", folder))) == 151
+
+
 def test_a_file_that_is_named_by_two_names_is_told_of(bench, corpus_folder, caplog):
     (corpus_folder / "b.jsonl").symlink_to(corpus_folder / "a.jsonl")
     assert bench.texts_of(bench.prepare(f"file://{corpus_folder}")) == TEXTS + TEXTS
@@ -366,6 +379,21 @@ def test_urls_of_a_store_are_files_folders_and_globs(bench):
             bench.prepare("memory://corpus/c")
     finally:
         fs.rm("/corpus", recursive=True)
+
+
+def test_a_folder_and_its_copy_in_a_store_have_one_order(bench):
+    fs = fsspec.filesystem("memory")
+    names = ["a/x.jsonl", "a-b/x.jsonl", "a.jsonl"]
+    for name in names:
+        path = bench.folder / "order" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fs.pipe(f"/order/{name}", write_jsonl(path, [name]).read_bytes())
+    try:
+        for named in ("", "/**/*.jsonl"):
+            for place in (bench.folder, "memory:/"):
+                assert bench.texts_of(bench.prepare(f"{place}/order{named}")) == names
+    finally:
+        fs.rm("/order", recursive=True)
 
 
 def test_remote_records_datasets_and_stores_are_copied_for_as_long_as_needed(bench):

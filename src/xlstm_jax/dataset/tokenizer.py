@@ -30,9 +30,9 @@ _NAMED_IN_ERRORS = 8
 class Tokenizer:
     """A tokenizer that gives the tokens of a text and nothing else.
 
-    No special tokens are added, text that looks like a special token is encoded as text (unless the tokenizer's model has
-    it as a piece of text, as Unigram models do; see `Tokenize`), and the truncation and padding stored with the tokenizer
-    are off. Equal, and of one hash, where the serialised tokenizers are equal; pickled as
+    No special tokens are added, text that looks like a special token is encoded as text (unless the tokenizer's model
+    has it as a piece of text, as Unigram models do; see `Tokenize`), and the truncation and padding stored with the
+    tokenizer are off. Equal, and of one hash, where the serialised tokenizers are equal; pickled as
     JSON.
     """
 
@@ -161,8 +161,8 @@ class Tokenize:
     """Operation: a document's text becomes its token ids.
 
     Elements are text, as `str` or UTF-8 `bytes`, or mappings that hold text in a column. A text without tokens stays an
-    empty document: neither `bos_token_id` nor `eod_token_id` is put around it. A text of which the tokenizer makes one of
-    these tokens is refused, since a document would seem to end within it.
+    empty document: neither `bos_token_id` nor `eod_token_id` is put around it. A text of which the tokenizer makes one
+    of these tokens is refused, since a document would seem to end within it.
     """
 
     tokenizer: Tokenizer
@@ -196,8 +196,8 @@ class Tokenize:
 
         Raises:
             TypeError: An element is no text, or its column holds none.
-            ValueError: Bytes that are not UTF-8, a mapping without the column, or a text that holds one of the tokens which
-                end and begin documents.
+            ValueError: Bytes that are not UTF-8, a mapping without the column, or a text that holds one of the tokens
+                which end and begin documents.
         """
         texts = [
             element if type(element) is str else self._text(element, place) for place, element in enumerate(elements)
@@ -220,8 +220,9 @@ class Tokenize:
             if token is not None and (tokens == token).any():
                 name = self.tokenizer.decode([token])
                 raise ValueError(
-                    f"The tokenizer makes token {token} ({name!r}) of a part of the text, and that token must stand only at "
-                    f"the {place} of a document. Write that part otherwise, or name another token for the {place}."
+                    f"The tokenizer makes token {token} ({name!r}) of a part of the text, and that token must stand "
+                    f"only at the {place} of a document. Write that part otherwise, or take another token for the "
+                    f"{place}."
                 )
 
     @property

@@ -38,7 +38,7 @@ _COMPRESSIBLE = ("jsonl", "text")
 _NUMBERED = re.compile(r"^(\.array_?record)-\d+-of-\d+$")
 _NAMED = 3
 """Files that a message names."""
-_DESCRIPTIONS = ("state.json", "dataset_info.json", "dataset_dict.json", MANIFEST)
+_DESCRIPTIONS = ("state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", MANIFEST)
 """Files that describe a dataset and hold none of it."""
 
 
@@ -107,7 +107,23 @@ def _files_of(named: str, config: PrepareConfig) -> Iterator[InputFile]:
     known |= {file.path for file in found if file.path.rpartition("/")[2] in _DESCRIPTIONS}
     if left_out := [file.path for file in found if file.path not in known]:
         LOGGER.info("%s at %s: no data by their names, and left out.", _some(left_out), public(named))
+    if not single and config.input_format == AUTO:
+        data = _without_companions(data, named)
     yield from (_input_file(file, config) for file in data)
+
+
+def _without_companions(data: list[StoredFile], named: str) -> list[StoredFile]:
+    """Without the texts beside files of records: a README and a licence are about the data, and none of it."""
+    records = [file for file in data if _FORMATS[_suffixes(file.path)[0]] != "text"]
+    texts = [file.path for file in data if _FORMATS[_suffixes(file.path)[0]] == "text"]
+    if not texts or not records:
+        return data
+    LOGGER.warning(
+        "%s at %s: plain text beside files of records, and left out. To read it, name it, or a pattern of it.",
+        _some(texts),
+        public(named),
+    )
+    return records
 
 
 def _some(paths: list[str]) -> str:

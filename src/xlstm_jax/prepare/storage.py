@@ -199,7 +199,7 @@ def _find_remote(url: str, options: Mapping[str, Any]) -> tuple[list[StoredFile]
     # A query belongs to a single file; its question mark is no pattern.
     pattern = any(mark in inner for mark in "*[") or ("?" in inner and not is_http(url))
     if pattern:
-        matches = [name for name in sorted(fs.glob(inner)) if not _hidden_from(inner, name)]
+        matches = [name for name in sorted(fs.glob(inner), key=_by_folders) if not _hidden_from(inner, name)]
         names = [name for match in matches for name in (_below(fs, match) if fs.isdir(match) else [match])]
         return [_remote(fs, name) for name in dict.fromkeys(names)], False
     if fs.isfile(inner):
@@ -211,8 +211,13 @@ def _find_remote(url: str, options: Mapping[str, Any]) -> tuple[list[StoredFile]
 
 def _below(fs: Any, folder: str) -> list[str]:
     """Files below a folder in the order of their names; hidden ones are none of the data."""
-    found = sorted(fs.find(folder))
+    found = sorted(fs.find(folder), key=_by_folders)
     return [name for name in found if not any(part.startswith(_HIDDEN) for part in name[len(folder) :].split("/"))]
+
+
+def _by_folders(name: str) -> list[str]:
+    """Order of local paths: folder by folder, and not as if the slash were a letter."""
+    return name.split("/")
 
 
 def _remote(fs: Any, name: str) -> StoredFile:
