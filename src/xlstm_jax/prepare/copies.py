@@ -43,8 +43,10 @@ def copied_ahead(files: list[InputFile], config: PrepareConfig) -> Iterator[tupl
 
 def readable(path: str, config: PrepareConfig) -> str:
     """Where a file of the input is read: itself, or its copy where it has one."""
+    if not is_url(path):
+        return path
     copy = _place(path, config, path)
-    return os.fspath(copy) if is_url(path) and copy.is_file() else path
+    return os.fspath(copy) if copy.is_file() else path
 
 
 def local_file(path: str, config: PrepareConfig) -> str:
