@@ -344,6 +344,21 @@ def test_documents_that_end_or_begin_otherwise_are_not_merged(bench, name):
             bench.prepare(*inputs, **settings_)
 
 
+@pytest.mark.parametrize("settings_", [{}, {"drop_duplicates": True}, {"workers": 2}])
+@pytest.mark.parametrize(("framed", "said"), [({"eod_token": 7}, "end with token 7"), ({"bos_token": 1}, "begin with")])
+def test_a_store_without_a_manifest_whose_documents_end_or_begin_otherwise_is_refused(bench, settings_, framed, said):
+    documents = [[1, 2, 7], [], [1, 3, 7], [3, 8], [4, 5, 7]]
+    write_token_store(bench.folder / "mine", documents[:3], dtype=np.uint16)
+    write_token_store(bench.folder / "other", documents, dtype=np.uint16)
+    given = {"tokenizer": None} | framed | settings_
+    assert len(TokenStore(bench.prepare(bench.folder / "mine", **given))) == 3
+    with pytest.raises(PrepareError, match=rf"other\.idx, document 3 \(from 0 on\) does not {said}"):
+        bench.prepare(bench.folder / "other", **given)
+    path = write_jsonl(bench.folder / "a.jsonl", TEXTS[:1])
+    with pytest.raises(PrepareError, match=r"mine\.idx, document 0 \(from 0 on\) does not end with token 0"):
+        bench.prepare(bench.folder / "mine", path, **settings_)
+
+
 def test_end_and_begin_tokens_of_a_store_are_those_of_what_is_made_of_it(bench):
     path = write_jsonl(bench.folder / "a.jsonl", TEXTS[:3])
     for eod, bos in ((0, 5), (None, None)):

@@ -57,7 +57,7 @@ def settle(config: PrepareConfig, files: list[InputFile]) -> tuple[Job, dict[str
         assert tokenizer is not None
         tokenize = pickle.dumps(Tokenize(tokenizer, eod_token_id=eod, bos_token_id=bos))
     dtype = config.dtype if config.dtype != AUTO else _smallest_dtype(vocab_size, files, config)
-    job = Job(config=config, tokenize=tokenize, vocab_size=vocab_size, dtype=dtype)
+    job = Job(config=config, tokenize=tokenize, vocab_size=vocab_size, eod_token_id=eod, bos_token_id=bos, dtype=dtype)
     decided = {
         "tokenizer_fingerprint": fingerprint,
         "vocab_size": vocab_size,
@@ -100,7 +100,7 @@ def _agreed(name: str, own: list[Any], stores: list[Manifest]) -> Any:
 def _framing(name: str, own: list[int | None], stores: list[Manifest]) -> int | None:
     """The token that all documents end, or begin, with; here none is a value like others.
 
-    Stores without a manifest are taken to be like the rest.
+    Stores without a manifest are taken to be like the rest; what is read of them is held against that.
     """
     values: set[int | None] = {*own, *(getattr(store, name) for store in stores)}
     if len(values) > 1:

@@ -16,7 +16,7 @@ from xlstm_jax.dataset.sources.whole_file import sync, write_json
 from xlstm_jax.prepare.array_record_output import ArrayRecordShardWriter
 from xlstm_jax.prepare.plan import Run, ShardPlan
 from xlstm_jax.prepare.token_documents import open_store, read_tokens
-from xlstm_jax.prepare.worker import Done, Job, this_worker
+from xlstm_jax.prepare.worker import Done, Job, refuse_framed_otherwise, this_worker
 from xlstm_jax.prepare.workspace import Workspace
 
 __all__ = ["histogram_of", "write_shard"]
@@ -42,13 +42,17 @@ def write_shard(job: Job, plan: ShardPlan) -> Done:
     source: dict[str, str] = {}
     with _writer(job, prefix) as writer:
         for run in plan.runs:
+            first = run.begin
             for flat, lengths in _stored(run, kept):
                 writer.add_many(flat, lengths)
                 documents += len(lengths)
                 tokens += len(flat)
                 histogram += histogram_of(lengths)
                 source = {"first": source.get("first", run.first), "last": run.last}
-                if run.of_input:
+                if run.of_input:  # All of them: where documents are left out, tasks have read them.
+                    named = run.first if run.first == run.last else run.path
+                    refuse_framed_otherwise(job, named, first, flat, lengths)
+                    first += len(lengths)
                     copied["documents"] += len(lengths)
                     copied["tokens"] += len(flat)
                     copied["input_bytes"] += flat.nbytes

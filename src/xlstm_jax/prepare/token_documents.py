@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from xlstm_jax.dataset.sources import TokenStore
 
-__all__ = ["open_store", "read_tokens"]
+__all__ = ["framed_otherwise", "open_store", "read_tokens"]
 
 _TOKENS = 1 << 22
 
@@ -40,6 +40,21 @@ def read_tokens(store: TokenStore, begin: int, end: int) -> Iterator[tuple[NDArr
         documents = np.arange(begin, begin + count, dtype=np.int64)
         yield _flat(store, documents), store.lengths_of(documents)
         begin += count
+
+
+def framed_otherwise(
+    tokens: NDArray[Any], lengths: NDArray[np.int64], bos: int | None, eod: int | None
+) -> Iterator[tuple[str, int, NDArray[np.int64]]]:
+    """Of documents end to end, those that do not begin or end as they should; those without tokens do neither.
+
+    Yields:
+        ("begin" or "end", the token that should stand there, [n] places of the documents where another one does).
+    """
+    places = np.flatnonzero(lengths)
+    ends = np.cumsum(lengths)[places]
+    for where, token, at in (("begin", bos, ends - lengths[places]), ("end", eod, ends - 1)):
+        if token is not None:
+            yield where, token, places[tokens[at] != token]
 
 
 def _flat(store: TokenStore, documents: NDArray[np.int64]) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from xlstm_jax.dataset.sources.manifest import LENGTHS, MANIFEST, Manifest, Shar
 from xlstm_jax.dataset.sources.token_index import DTYPES, HEADER
 from xlstm_jax.prepare.progress import Progress, Watch, log_lines
 from xlstm_jax.prepare.shards import histogram_of
-from xlstm_jax.prepare.token_documents import read_tokens
+from xlstm_jax.prepare.token_documents import framed_otherwise, read_tokens
 from xlstm_jax.prepare.work import usable_cores
 from xlstm_jax.prepare.worker import Done, this_worker
 
@@ -146,16 +146,12 @@ class _Tokens:
 
     def add(self, flat: NDArray[Any], lengths: NDArray[np.int64]) -> None:
         """Look at consecutive documents."""
-        # Those without tokens, which other tools write, have neither end nor begin.
-        numbers = self.documents + np.flatnonzero(lengths)
-        begins, ends = (np.cumsum(lengths) - lengths)[lengths > 0], np.cumsum(lengths)[lengths > 0] - 1
-        for where, token, places in (("begin", self._bos, begins), ("end", self._eod, ends)):
-            if token is not None:
-                self._note(f"{where} with the manifest's token {token}", numbers[flat[places] != token])
+        for where, token, others in framed_otherwise(flat, lengths, self._bos, self._eod):
+            self._note(f"{where} with the manifest's token {token}", self.documents + others)
         if self._limit is not None and len(flat) and (int(flat.min()) < 0 or int(flat.max()) >= self._limit):
             wrong = np.flatnonzero((flat < 0) | (flat >= self._limit))
-            which = np.unique(np.searchsorted(ends, wrong))
-            self._note(f"keep to the {self._limit} ids of the manifest's vocabulary", numbers[which])
+            which = np.unique(np.searchsorted(np.cumsum(lengths), wrong, side="right"))
+            self._note(f"keep to the {self._limit} ids of the manifest's vocabulary", self.documents + which)
         self.documents += len(lengths)
         self.tokens += len(flat)
 

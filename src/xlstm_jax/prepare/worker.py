@@ -18,15 +18,16 @@ from xlstm_jax.dataset.sources.whole_file import whole_file, write_json
 from xlstm_jax.dataset.tokenizer import Tokenize
 from xlstm_jax.prepare.config import PrepareConfig
 from xlstm_jax.prepare.copies import local_store
+from xlstm_jax.prepare.errors import PrepareError
 from xlstm_jax.prepare.inputs import refuse_changed
 from xlstm_jax.prepare.splits import CONTENT_HASH_BYTES, SplitRule, contents_of_tokens
 from xlstm_jax.prepare.storage import public
 from xlstm_jax.prepare.tasks import Piece, Task
-from xlstm_jax.prepare.token_documents import open_store, read_tokens
+from xlstm_jax.prepare.token_documents import framed_otherwise, open_store, read_tokens
 from xlstm_jax.prepare.tokenizing import Cores, Reading, one_core, tokenized
 from xlstm_jax.prepare.workspace import Workspace
 
-__all__ = ["Done", "Job", "run_task", "this_worker"]
+__all__ = ["Done", "Job", "refuse_framed_otherwise", "run_task", "this_worker"]
 
 _NO_HASHES = np.zeros((0, CONTENT_HASH_BYTES), dtype=np.uint8)
 
@@ -39,6 +40,9 @@ class Job:
     tokenize: bytes = field(repr=False)
     """The pickled operation that makes tokens of text; empty where all input is tokens already."""
     vocab_size: int | None
+    eod_token_id: int | None
+    """Ends each document."""
+    bos_token_id: int | None
     dtype: str
     """Of the stored tokens."""
 
@@ -187,9 +191,35 @@ def _write_part(job: Job, task: Task, cores: Cores) -> dict[str, Any]:
     }
 
 
+def refuse_framed_otherwise(job: Job, path: str, first: int, tokens: NDArray[Any], lengths: NDArray[np.int64]) -> None:
+    """See that documents of a store begin and end as all of what is prepared: a store without a manifest does not say.
+
+    Args:
+        job: What is prepared.
+        path: Of the store, as it may be shown.
+        first: Place in the store of the first document.
+        tokens: Of the documents, end to end.
+        lengths: [documents] token counts.
+
+    Raises:
+        PrepareError: One does not; it would run into its neighbour.
+    """
+    for where, token, others in framed_otherwise(tokens, lengths, job.bos_token_id, job.eod_token_id):
+        if len(others):
+            option = "--eod-token" if where == "end" else "--bos-token"
+            raise PrepareError(
+                f"{path}, document {first + int(others[0])} (from 0 on) does not {where} with token {token}, and all "
+                f"documents of one store {where} alike. Say how these do ({option} ID, or none), or prepare them on "
+                "their own."
+            )
+
+
 def _copy_tokens(job: Job, piece: Piece, part: _Part) -> None:
+    begin = piece.begin
     for tokens, lengths in read_tokens(open_store(local_store(piece.path, job.config)), piece.begin, piece.end):
+        refuse_framed_otherwise(job, public(piece.path), begin, tokens, lengths)
         part.add(tokens, lengths, contents_of_tokens(tokens, lengths))
+        begin += len(lengths)
 
 
 @functools.lru_cache(maxsize=1)
