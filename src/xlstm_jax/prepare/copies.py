@@ -83,5 +83,5 @@ def _copied(path: str, config: PrepareConfig, together: str, ended: threading.Ev
 
 
 def _place(path: str, config: PrepareConfig, together: str) -> Path:
-    folder = Workspace(config.output).copies / hashlib.blake2b(together.encode(), digest_size=8).hexdigest()
+    folder = Workspace(config.output).copies / hashlib.blake2b(os.fsencode(together), digest_size=8).hexdigest()
     return folder / path.partition("?")[0].rpartition("/")[2]
