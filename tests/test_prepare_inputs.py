@@ -160,6 +160,46 @@ def test_nested_and_several_columns_and_messages_make_the_text(bench):
         assert bench.texts_of(store) == [f"<user>C{n}<user>C{n}" for n in range(5)]
 
 
+@pytest.fixture(params=["a.parquet", "a.arrow"])
+def write_table(bench, request):
+    """Writes a table in each format of tables; gives the path."""
+
+    def write(table):
+        path = bench.folder / request.param
+        if path.suffix == ".parquet":
+            pq.write_table(table, path)
+        else:
+            with pa.ipc.new_file(path, table.schema) as writer:
+                writer.write_table(table)
+        return path
+
+    return write
+
+
+def test_of_a_nested_column_nothing_is_read_but_what_is_named(bench, write_table):
+    """The other one is a date that Python has no value for."""
+    kind = pa.struct([("text", pa.string()), ("day", pa.date32())])
+    rows = pa.array([{"text": "hello", "day": 2**31 - 1}, {"text": "there", "day": None}, None], kind)
+    path = write_table(pa.table({"meta": rows}))
+    store = bench.prepare(path, text_columns=["meta.text"], on_error="skip")
+    assert bench.texts_of(store) == ["hello", "there"]
+    assert read_manifest(store).skipped == {"null": 1}
+    with pytest.raises(PrepareError, match=rf"{path}, row 1: The row holds what is no text"):
+        bench.prepare(path, text_columns=["meta.day"])
+    path = write_table(pa.table({"meta": rows[1:]}))
+    with pytest.raises(PrepareError, match=rf"{path}, row 1: There is no column 'meta.body', only: text, day"):
+        bench.prepare(path, text_columns=["meta.body"])
+
+
+def test_a_column_that_is_there_twice_is_refused(bench, write_table):
+    table = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"]), pa.array(["z"])], names=["text", "text", "body"])
+    path = write_table(table)
+    with pytest.raises(PrepareError, match=rf"{path}, row 1: There are several columns 'text'"):
+        bench.prepare(path)
+    assert read_manifest(bench.prepare(path, on_error="skip")).skipped == {"ambiguous column": 1}
+    assert bench.texts_of(bench.prepare(path, text_columns=["body"])) == ["z"]
+
+
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
@@ -409,6 +449,20 @@ def test_a_folder_and_its_copy_in_a_store_have_one_order(bench):
                 assert bench.texts_of(bench.prepare(f"{place}/order{named}")) == names
     finally:
         fs.rm("/order", recursive=True)
+
+
+def test_a_file_of_a_store_may_have_marks_of_patterns_in_its_name(bench):
+    fs = fsspec.filesystem("memory")
+    fs.pipe("/marks/a[1].jsonl", write_jsonl(bench.folder / "a.jsonl", TEXTS[:5]).read_bytes())
+    try:
+        assert bench.texts_of(bench.prepare("memory://marks/a[1].jsonl")) == TEXTS[:5]
+    finally:
+        fs.rm("/marks", recursive=True)
+
+
+def test_a_url_within_another_is_refused(bench):
+    with pytest.raises(PrepareError, match="is a URL within another; copy what it names"):
+        bench.prepare("zip://a.jsonl::file:///x.zip")
 
 
 def test_remote_records_datasets_and_stores_are_copied_for_as_long_as_needed(bench):

@@ -7,7 +7,7 @@ from typing import Any
 from xlstm_jax.prepare.config import PrepareConfig, template_fields
 from xlstm_jax.prepare.errors import BadRecord
 
-__all__ = ["decoded", "root_columns", "text_of_record"]
+__all__ = ["decoded", "named_columns", "root_columns", "text_of_record"]
 
 Extract = Callable[[Mapping[str, Any]], "str | BadRecord"]
 
@@ -33,10 +33,16 @@ def text_of_record(config: PrepareConfig) -> Extract:
     return joined
 
 
+def named_columns(config: PrepareConfig) -> tuple[str, ...]:
+    """The columns that the config names, nested ones by their whole names."""
+    return config.text_columns if config.messages_column is None else (config.messages_column,)
+
+
 def root_columns(config: PrepareConfig, known: list[str]) -> list[str]:
     """Of a table's columns, those that must be read; one that is missing is left out."""
-    named = config.text_columns if config.messages_column is None else (config.messages_column,)
-    return [column for column in known if any(column in (name, name.partition(".")[0]) for name in named)]
+    return [
+        column for column in known if any(column in (name, name.partition(".")[0]) for name in named_columns(config))
+    ]
 
 
 def _from_column(column: str) -> Extract:

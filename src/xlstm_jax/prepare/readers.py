@@ -9,12 +9,12 @@ from typing import Any, BinaryIO
 from xlstm_jax.dataset.sources.decompression import DamagedError, decompressed
 from xlstm_jax.dataset.sources.extras import require
 from xlstm_jax.prepare.access import open_file
-from xlstm_jax.prepare.columns import decoded, root_columns, text_of_record
+from xlstm_jax.prepare.columns import decoded, named_columns, root_columns, text_of_record
 from xlstm_jax.prepare.config import PrepareConfig
 from xlstm_jax.prepare.copies import local_file, readable
 from xlstm_jax.prepare.errors import BadRecord, PrepareError
 from xlstm_jax.prepare.storage import public
-from xlstm_jax.prepare.tasks import END_OF_FILE, Piece, is_damage, record_batches
+from xlstm_jax.prepare.tasks import BOM, END_OF_FILE, Piece, is_damage, record_batches
 
 __all__ = ["is_of_lines", "place_of", "read_texts"]
 
@@ -22,7 +22,6 @@ _ROWS = 1024
 _ROWS_BYTES = 8 << 20
 """Rows that are taken at a time: so many, or as many as have so many bytes."""
 _COUNT_BYTES = 1 << 20
-_BOM = b"\xef\xbb\xbf"
 
 Texts = Iterator[tuple[int, "str | BadRecord | None"]]
 
@@ -123,7 +122,7 @@ def _read_plain_text(piece: Piece, config: PrepareConfig) -> Texts:
     except DamagedError as error:
         yield 0, BadRecord.of("damaged file", str(error))
         return
-    yield _text_at(0, content.removeprefix(_BOM))
+    yield _text_at(0, content.removeprefix(BOM))
 
 
 def _read_paragraphs(piece: Piece, config: PrepareConfig) -> Texts:
@@ -164,7 +163,7 @@ def _lines(piece: Piece, config: PrepareConfig) -> Iterator[tuple[int, bytes | B
                 opened.seek(piece.begin)
             left = piece.end - piece.begin
             for number, line in enumerate(opened):
-                yield number, line.removeprefix(_BOM) if number == 0 and piece.begin == 0 else line
+                yield number, line.removeprefix(BOM) if number == 0 and piece.begin == 0 else line
                 left -= len(line)
                 if left <= 0:
                     return
@@ -184,19 +183,29 @@ def _read_parquet(piece: Piece, config: PrepareConfig) -> Texts:
         file = parquet.ParquetFile(opened, buffer_size=1 << 20)
         known = file.schema_arrow.names
         columns = root_columns(config, known)
+        leaves = [file.schema.column(number).path for number in range(len(file.schema))]
         groups = list(range(piece.begin, piece.end))
         if not columns:
             rows = sum(file.metadata.row_group(group).num_rows for group in groups)
             yield from ((place, _no_column(config, known)) for place in range(rows))
             return
+        # Of a nested column no more than what is named, where that exists.
+        nested = [name for name in named_columns(config) if any(_is_below(leaf, name) for leaf in leaves)]
+        columns = [column for column in columns if not any(_is_below(name, column) for name in nested)] + nested
         yield from _rows(_parquet_batches(file, groups, columns), piece, config)
+
+
+def _is_below(path: str, column: str) -> bool:
+    """Whether a path of a nested column is this column, or a part of it."""
+    return path == column or path.startswith(f"{column}.")
 
 
 def _parquet_batches(file: Any, groups: list[int], columns: list[str]) -> Iterator[Any]:
     for group in groups:
         metadata = file.metadata.row_group(group)
-        chunks = map(metadata.column, range(metadata.num_columns))
-        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
+        chunks = list(map(metadata.column, range(metadata.num_columns)))
+        wanted = [chunk for chunk in chunks if any(_is_below(chunk.path_in_schema, column) for column in columns)]
+        size = sum(chunk.total_uncompressed_size for chunk in wanted)
         rows = _rows_at_a_time(metadata.num_rows, size)
         for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
             yield from _sliced(batch)
@@ -210,8 +219,7 @@ def _arrow_batches(piece: Piece, config: PrepareConfig) -> Iterator[Any]:
     with record_batches(piece.path, config, piece.begin) as batches:
         own = batches if piece.end == END_OF_FILE else itertools.islice(batches, piece.end - piece.begin)
         for batch in own:
-            columns = root_columns(config, batch.schema.names)
-            yield from _sliced(batch.select(columns) if columns else batch)
+            yield from _sliced(batch)
 
 
 def _sliced(batch: Any) -> Iterator[Any]:
@@ -239,20 +247,48 @@ def _rows(batches: Iterator[Any], piece: Piece, config: PrepareConfig) -> Texts:
             return
         if batch is None:
             return
-        for record in _records(batch):
+        for record in _records(batch, config):
             yield place, record if isinstance(record, BadRecord) else extract(record)
             place += 1
 
 
-def _records(batch: Any) -> Sequence[Mapping[str, Any] | BadRecord]:
+def _records(batch: Any, config: PrepareConfig) -> Sequence[Mapping[str, Any] | BadRecord]:
+    columns = root_columns(config, batch.schema.names)
+    if twice := {column for column in columns if columns.count(column) > 1}:
+        message = f"There are several columns {min(twice)!r}; nobody can tell which is meant."
+        return [BadRecord.of("ambiguous column", message)] * batch.num_rows
+    return _as_records(_wanted(batch, config) if columns else batch)
+
+
+def _as_records(batch: Any) -> list[Mapping[str, Any] | BadRecord]:
     try:
         rows: list[Mapping[str, Any] | BadRecord] = batch.to_pylist()
-    except UnicodeDecodeError as error:
-        if batch.num_rows == 1:
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1 and isinstance(error, UnicodeDecodeError):
             return [BadRecord.of("invalid utf-8", f"The row is no valid utf-8: {error}.", error.object)]
+        if batch.num_rows == 1:  # A date beyond those of Python.
+            return [BadRecord.of("wrong type", f"The row holds what is no text: {error}.")]
         # One row spoils the batch; each on its own tells which.
-        rows = [record for row in range(batch.num_rows) for record in _records(batch.slice(row, 1))]
+        rows = [record for row in range(batch.num_rows) for record in _as_records(batch.slice(row, 1))]
     return rows
+
+
+def _wanted(batch: Any, config: PrepareConfig) -> Any:
+    """The named columns; of nested ones what is named, as a column of that name, without what stands beside it."""
+    arrow, compute = require("pyarrow", "parquet"), require("pyarrow.compute", "parquet")
+    known = batch.schema.names
+    columns = {}
+    for name in named_columns(config):
+        root, *path = name.split(".")
+        if name in known:
+            columns[name] = batch.column(name)
+        elif root in known:
+            try:
+                columns[name] = compute.struct_field(batch.column(root), path)
+            except arrow.ArrowException:
+                # What is not there is missed when the text is looked for, with what is there instead.
+                columns[root] = batch.column(root)
+    return arrow.RecordBatch.from_pydict(columns)
 
 
 def _no_column(config: PrepareConfig, known: list[str]) -> BadRecord:

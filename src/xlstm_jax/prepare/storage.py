@@ -195,15 +195,17 @@ def _local(path: Path) -> StoredFile:
 
 
 def _find_remote(url: str, options: Mapping[str, Any]) -> tuple[list[StoredFile], bool]:
+    if "::" in url:
+        raise PrepareError(f"{public(url)} is a URL within another; copy what it names to a place of its own.")
     fs, inner = store_of(url, options)
+    if fs.isfile(inner):
+        return [_remote(fs, inner)], True
     # A query belongs to a single file; its question mark is no pattern.
     pattern = any(mark in inner for mark in "*[") or ("?" in inner and not is_http(url))
     if pattern:
         matches = [name for name in sorted(fs.glob(inner), key=_by_folders) if not _hidden_from(inner, name)]
         names = [name for match in matches for name in (_below(fs, match) if fs.isdir(match) else [match])]
         return [_remote(fs, name) for name in dict.fromkeys(names)], False
-    if fs.isfile(inner):
-        return [_remote(fs, inner)], True
     if not fs.exists(inner):
         return [], True
     return [_remote(fs, name) for name in _below(fs, inner)], False

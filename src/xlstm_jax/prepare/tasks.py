@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm_jax.dataset.sources import TokenStore
+from xlstm_jax.dataset.sources.decompression import DamagedError
 from xlstm_jax.dataset.sources.extras import require
 from xlstm_jax.dataset.sources.fingerprint import digest
 from xlstm_jax.prepare.access import open_file
@@ -21,10 +22,12 @@ from xlstm_jax.prepare.errors import PrepareError
 from xlstm_jax.prepare.inputs import InputFile
 from xlstm_jax.prepare.storage import is_url, public, resource
 
-__all__ = ["END_OF_FILE", "Piece", "Task", "cut_into_tasks", "is_damage", "record_batches"]
+__all__ = ["BOM", "END_OF_FILE", "Piece", "Task", "cut_into_tasks", "is_damage", "record_batches"]
 
 LOGGER = logging.getLogger(__name__)
 
+BOM = b"\xef\xbb\xbf"
+_HEAD_BYTES = 1 << 16
 END_OF_FILE = 1 << 62
 """The end of a piece that goes as far as its file, whose uncompressed size nobody knows."""
 
@@ -98,7 +101,7 @@ def _cut(file: InputFile, config: PrepareConfig, copy: Future[None]) -> Iterator
     try:
         copy.result()
         bounds = list(_bounds(file, config))
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, DamagedError) as error:
         if config.on_error == "raise" or not is_damage(error, file.format):
             raise PrepareError(f"{public(file.path)} cannot be read: {error}") from error
         damage = f"The file cannot be read: {error}"
@@ -114,6 +117,8 @@ def is_damage(error: Exception, kind: str) -> bool:
     What is damaged may be left out for good; what cannot be reached, because a key has expired or a connection was
     lost, is there the next time.
     """
+    if isinstance(error, DamagedError):
+        return True
     if kind == "array_record":
         return isinstance(error, RuntimeError)
     if kind in ("parquet", "arrow"):
@@ -218,6 +223,8 @@ def _at_line_ends(file: InputFile, config: PrepareConfig) -> Iterator[tuple[int,
     """Cuts near every multiple of the target size, each after the next line (for text: the next blank line)."""
     cut = 0
     with open_file(readable(file.path, config), config.storage_options) as opened:
+        if file.format == "jsonl" and file.size > config.task_bytes:
+            _refuse_array(opened)
         while file.size - cut > config.task_bytes:
             opened.seek(cut + config.task_bytes)
             opened.readline()
@@ -228,6 +235,13 @@ def _at_line_ends(file: InputFile, config: PrepareConfig) -> Iterator[tuple[int,
             cut = end
     if cut < file.size:
         yield file.size, file.size - cut
+
+
+def _refuse_array(opened: Any) -> None:
+    """An array of all records in one line would be read into memory whole, to be found no record."""
+    head = opened.read(_HEAD_BYTES)
+    if head.removeprefix(BOM).lstrip().startswith(b"[") and b"\n" not in head.strip():
+        raise DamagedError("It is one array of all records; a file of records holds an object a line.")
 
 
 def _skip_to_blank_line(opened: Any) -> None:

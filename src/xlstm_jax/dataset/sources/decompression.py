@@ -20,7 +20,7 @@ _LONGEST_WINDOW = 1 << 31
 
 
 class DamagedError(Exception):
-    """A compressed file is no such file, is damaged, or ends early."""
+    """A file is none of its kind, is damaged, or ends early."""
 
 
 def decompressed(opened: BinaryIO, compression: str | None) -> io.BufferedReader:
