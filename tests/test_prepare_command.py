@@ -91,6 +91,17 @@ def test_an_error_is_a_sentence_and_a_code(bench, corpus, capsys):
     assert "a.jsonl, line 2: The line is no valid JSON" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("command", "further"), [("prepare", "; the same command goes on from here"), ("verify", "")])
+def test_only_what_goes_on_says_so_when_it_is_stopped(bench, corpus, monkeypatch, capsys, command, further):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"xlstm_jax.cli.{command}", stop)
+    arguments = arguments_of(bench, corpus) if command == "prepare" else ["verify", str(bench.folder)]
+    assert main(arguments) == 130
+    assert capsys.readouterr().err == f"Stopped{further}.\n"
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [

@@ -184,18 +184,19 @@ def test_a_script_without_a_guard_may_call_prepare(bench, corpus):
     assert whole_content_of(config.output) == whole_content_of(bench.prepare(corpus))
 
 
-def test_a_worker_that_is_killed_is_replaced(bench, corpus):
+def test_workers_that_are_killed_now_and_then_are_replaced(bench, corpus):
+    """However often: no piece of work is lost more than once."""
     killed = []
 
     def kill_one(progress):
-        if not killed:
-            killed.append(int(next(iter(progress.workers)).rpartition(":")[2]))
-            os.kill(killed[0], signal.SIGKILL)
+        if progress.workers.total() > 10 * len(killed) and len(killed) < 2:
+            killed.append(int(next(reversed(progress.workers)).rpartition(":")[2]))
+            os.kill(killed[-1], signal.SIGKILL)
 
-    config = bench.config(corpus, workers=2)
+    config = bench.config(corpus, workers=1, task_bytes=500, retries=1)
     prepare(config, watch=kill_one)
-    assert killed
-    assert whole_content_of(config.output) == whole_content_of(bench.prepare(corpus))
+    assert len(set(killed)) == 2
+    assert whole_content_of(config.output) == whole_content_of(bench.prepare(corpus, task_bytes=500))
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-1])])
@@ -372,6 +373,19 @@ def test_the_memory_of_a_worker_does_not_grow_with_the_input(bench, suffix):
     assert peaks[1] < peaks[0] + 16, f"{peaks[0]:.0f} MB for 8 MB of input, {peaks[1]:.0f} MB for 80 MB"
 
 
+def test_an_interrupt_does_not_stop_workers_that_start(bench, corpus):
+    blocked = set()
+
+    def look(progress):
+        for worker in progress.workers:
+            status = Path(f"/proc/{worker.rpartition(':')[2]}/status").read_text()
+            blocked.add(int(re.search(r"SigBlk:\s*(\w+)", status)[1], 16) >> signal.SIGINT - 1 & 1)
+
+    prepare(bench.config(corpus, workers=1), watch=look)
+    assert blocked == {1}
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def test_workers_that_die_again_and_again_are_an_error(bench, corpus):
     def kill_all(progress):
         for worker in progress.workers:
@@ -381,7 +395,7 @@ def test_workers_that_die_again_and_again_are_an_error(bench, corpus):
                 continue
 
     config = bench.config(corpus, workers=1, retries=1, task_bytes=500)
-    with pytest.raises(PrepareError, match="died, 2 times by now"):
+    with pytest.raises(PrepareError, match="died, 2 times at the same work"):
         prepare(config, watch=kill_all)
 
 
@@ -391,6 +405,15 @@ def test_a_finished_store_is_left_as_it_is(bench, corpus):
     before = state_of(config.output)
     assert prepare(config) == read_manifest(config.output)
     assert state_of(config.output) == before
+
+
+@pytest.mark.parametrize("splits", [{}, {"train": 0.5, "val": 0.5}])
+def test_a_finished_store_that_has_lost_a_file_is_not_taken_for_finished(bench, corpus, splits):
+    config = bench.config(corpus, splits=splits)
+    prepare(config)
+    (config.output / ("val" if splits else "") / "shard-00000.bin").unlink()
+    with pytest.raises(PrepareError, match=r"shard-00000\.bin was finished with .* bytes, and is gone"):
+        prepare(config)
 
 
 def change_the_input(config):

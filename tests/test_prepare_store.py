@@ -378,6 +378,18 @@ def test_the_line_that_spoils_a_text_is_named(bench, documents):
         bench.prepare(path, text_documents=documents)
 
 
+def test_an_array_of_records_in_one_line_is_not_read(bench, corpus, monkeypatch):
+    path = bench.folder / "a.json"
+    path.write_text(" [" + ", ".join(['{"text": "a"}'] * 1000) + "]\n")
+    monkeypatch.setattr("xlstm_jax.prepare.readers.decompressed", lambda *_: pytest.fail("It was read."))
+    with pytest.raises(PrepareError, match=r"a\.json cannot be read: It is one array of all records"):
+        bench.prepare(path)
+    monkeypatch.undo()
+    store = bench.prepare(path, corpus, on_error="skip")
+    assert read_manifest(store).skipped == {"damaged file": 1}
+    assert bench.texts_of(store) == TEXTS
+
+
 def test_an_array_of_records_is_told_from_lines(bench):
     path = bench.folder / "a.json"
     path.write_text('[{"text": "a"},\n {"text": "b"}]')
@@ -476,6 +488,33 @@ def test_manifests_of_splits_that_do_not_fit_that_of_all_are_found(bench, corpus
     assert "validation: shard-00000.bin: its checksum is" in found[1]
 
 
+def swap(store):
+    for name, to in (("train", "aside"), ("val", "train"), ("aside", "val")):
+        (store / name).rename(store / to)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (swap, "train/manifest.json: it is that of val; put each split back into its folder."),
+        (lambda store: (store / "errors.jsonl").unlink(), "errors.jsonl: it should have 1 skipped records"),
+        (lambda store: (store / "errors.jsonl").write_bytes(b""), "errors.jsonl: it should have 1 skipped records"),
+        (lambda store: (store / "shard-00009.bin").write_bytes(b""), "shard-00009.bin: the manifest knows nothing"),
+        (lambda store: (store / "val" / ".a.x.part").write_bytes(b""), "val: .a.x.part: the manifest knows nothing"),
+        (
+            lambda store: rewrite_manifest(store / "val", lambda manifest: manifest.update(text_tokens=3)),
+            "val/manifest.json: text_tokens is 3, and ",
+        ),
+    ],
+)
+def test_what_is_wrong_around_the_splits_is_found(bench, corpus, spoil, said):
+    corpus.write_bytes(corpus.read_bytes() + b"bad\n")
+    store = bench.prepare(corpus, splits={"train": 0.8, "val": 0.2}, on_error="skip", shard_bytes=10**6)
+    assert verify(store) == verify(store / "val") == []
+    spoil(store)
+    assert any(line.startswith(said) for line in verify(store))
+
+
 def test_verify_shows_how_far_it_is(bench, corpus):
     store = bench.prepare(corpus, splits={"train": 0.8, "validation": 0.2})
     shares = []
@@ -492,6 +531,8 @@ def test_verify_shows_how_far_it_is(bench, corpus):
         ({"inputs": ()}, "no inputs"),
         ({"splits": {"a": 0.5}}, "add up to 1, got 0.5"),
         ({"splits": {"../a": 1.0}}, "cannot name one"),
+        ({"splits": {"manifest.json": 1.0}}, "a file of the store has that name"),
+        ({"splits": {"errors.jsonl": 1.0}}, "a file of the store has that name"),
         ({"engine": "spark"}, "engine='spark' is unknown"),
         ({"workers": -1}, "workers must be an integer of at least 0"),
         ({"address": "auto"}, "is for engine='ray'"),

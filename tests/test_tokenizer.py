@@ -80,6 +80,12 @@ def test_a_file_and_the_folder_that_holds_it_give_the_same_tokenizer(file, hub):
     assert hub == []
 
 
+def test_a_file_may_have_a_name_that_is_no_utf_8(file):
+    other = Path(os.fsdecode(os.fsencode(file.parent) + b"/\xff.json"))
+    other.write_bytes(file.read_bytes())
+    assert Tokenizer.load(other) == TOKENIZER
+
+
 def test_a_name_is_loaded_from_the_hub(file, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda **_: str(file))
     assert Tokenizer.load("some-org/some-model") == TOKENIZER

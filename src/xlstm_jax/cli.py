@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}{cure}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
-        print("Stopped; the same command goes on from here.", file=sys.stderr)  # noqa: T201
+        further = "; the same command goes on from here" if parsed.run is _prepare else ""
+        print(f"Stopped{further}.", file=sys.stderr)  # noqa: T201
         return _INTERRUPTED
 
 

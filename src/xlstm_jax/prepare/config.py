@@ -8,11 +8,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-__all__ = ["AUTO", "InputFormat", "PrepareConfig", "template_fields"]
+from xlstm_jax.dataset.sources.manifest import MANIFEST
+
+__all__ = ["AUTO", "ERRORS", "InputFormat", "PrepareConfig", "template_fields"]
 
 InputFormat = Literal["auto", "jsonl", "parquet", "arrow", "array_record", "text", "token_store"]
 StoreFormat = Literal["token_store", "array_record"]
 AUTO = "auto"
+ERRORS = "errors.jsonl"
+"""File of the store that describes records which were left out."""
 
 _SPLIT_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
@@ -156,6 +160,8 @@ def _check_splits(splits: Mapping[str, float]) -> None:
     for name, share in splits.items():
         if not name or not set(name) <= _SPLIT_NAME or name.startswith("."):
             raise ValueError(f"A split is a folder, and {name!r} cannot name one; use letters, digits, - and _.")
+        if name in (MANIFEST, ERRORS):
+            raise ValueError(f"A split cannot be called {name!r}: a file of the store has that name.")
         if not 0 < share <= 1:
             raise ValueError(f"The share of split {name!r} must be more than 0 and at most 1, got {share}.")
     total = sum((Fraction(str(share)) for share in splits.values()), start=Fraction(0))

@@ -51,30 +51,36 @@ def run(job: Job, worklist: Worklist) -> Results:
 
 
 def _run_in_processes(job: Job, worklist: Worklist, workers: int) -> Results:
-    unfinished: dict[Work, None] = {}
-    lost = 0
+    unfinished: dict[Work, int] = {}
     while True:
         try:
             with _pool(job, workers) as pool:
                 yield from _run_in_pool(pool, worklist, unfinished, under_way(workers))
         except BrokenProcessPool as error:
-            lost += 1
+            # Nobody knows on which of them.
+            for work in unfinished:
+                unfinished[work] += 1
+            lost = max(unfinished.values())
             if lost > job.config.retries:
                 raise PrepareError(
-                    f"A worker process died, {lost} times by now, most likely for want of memory; use fewer workers."
+                    f"A worker process died, {lost} times at the same work, most likely for want of memory; use "
+                    "fewer workers."
                 ) from error
             LOGGER.warning("A worker process died; what it worked on is done again.")
         else:
             return
 
 
-def _run_in_pool(pool: ProcessPoolExecutor, worklist: Worklist, unfinished: dict[Work, None], most: int) -> Results:
-    """Work off the list, and first of all what is unfinished, which is kept up to date whatever happens."""
+def _run_in_pool(pool: ProcessPoolExecutor, worklist: Worklist, unfinished: dict[Work, int], most: int) -> Results:
+    """Work off the list, and first of all what is unfinished, which is kept up to date whatever happens.
+
+    With each piece of unfinished work goes how often it was lost.
+    """
     queued = {_submitted(pool, work): work for work in unfinished}
     for work in worklist:
         assert work is not None or queued
         if work is not None:
-            unfinished[work] = None
+            unfinished[work] = 0
             queued[_submitted(pool, work)] = work
         if work is None or len(queued) >= most:
             yield from _completed(queued, unfinished)
@@ -82,7 +88,7 @@ def _run_in_pool(pool: ProcessPoolExecutor, worklist: Worklist, unfinished: dict
         yield from _completed(queued, unfinished)
 
 
-def _completed(queued: dict[Future[Done], Work], unfinished: dict[Work, None]) -> Results:
+def _completed(queued: dict[Future[Done], Work], unfinished: dict[Work, int]) -> Results:
     for future in wait(queued, return_when=FIRST_COMPLETED).done:
         done = future.result()
         work = queued.pop(future)
@@ -98,10 +104,13 @@ def _submitted(pool: ProcessPoolExecutor, work: Work) -> Future[Done]:
     """
     program = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
+    # A process takes over what is blocked: Ctrl-C, which reaches all of a terminal, must not stop it as it starts.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         return pool.submit(_perform_in_worker, work)
     finally:
         sys.modules["__main__"] = program
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 class _pool:  # noqa: N801 - a context manager

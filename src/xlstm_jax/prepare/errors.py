@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["BadRecord", "PrepareError", "Skipped"]
+__all__ = ["SAMPLES_PER_REASON", "BadRecord", "PrepareError", "Skipped"]
 
 SAMPLES_PER_REASON = 100
 """Skipped records of each reason that are described in the error file; all are counted."""

@@ -12,7 +12,7 @@ from typing import Any
 from xlstm_jax.dataset.sources.fingerprint import digest
 from xlstm_jax.dataset.sources.manifest import MANIFEST, Manifest, Shard, read_manifest
 from xlstm_jax.dataset.sources.whole_file import json_bytes, whole_file
-from xlstm_jax.prepare.config import PrepareConfig
+from xlstm_jax.prepare.config import ERRORS, PrepareConfig
 from xlstm_jax.prepare.course import Course
 from xlstm_jax.prepare.engines import run
 from xlstm_jax.prepare.errors import PrepareError, Skipped
@@ -25,11 +25,10 @@ from xlstm_jax.prepare.tasks import cut_into_tasks
 from xlstm_jax.prepare.worker import Job
 from xlstm_jax.prepare.workspace import Workspace, read_json
 
-__all__ = ["ERRORS", "prepare", "written_by"]
+__all__ = ["prepare", "written_by"]
 
 LOGGER = logging.getLogger(__name__)
 
-ERRORS = "errors.jsonl"
 _CHECKED_AT_A_TIME = 16
 """Files whose store is asked about them; most of the time goes by waiting."""
 
@@ -89,6 +88,7 @@ def _entry(file: InputFile) -> dict[str, Any]:
 
 
 def _finished(config: PrepareConfig, settings: dict[str, Any], inputs: dict[str, Any]) -> Manifest:
+    """The manifest of a store that is finished, was made as is asked now, and is still there."""
     manifest = read_manifest(config.output)
     now = json.loads(json.dumps(settings))
     changed = sorted(key for key in now.keys() | manifest.settings.keys() if now.get(key) != manifest.settings.get(key))
@@ -98,6 +98,10 @@ def _finished(config: PrepareConfig, settings: dict[str, Any], inputs: dict[str,
         raise PrepareError(
             f"{config.output} holds a finished store, made with other {', '.join(changed)}; name another output folder."
         )
+    for split in manifest.splits or ("",):
+        for shard in read_manifest(config.output / split).shards:
+            for name, facts in shard.files.items():
+                Workspace(config.output).refuse_damaged(config.output / split / name, facts["bytes"])
     LOGGER.info("%s is finished already.", config.output)
     return manifest
 
@@ -180,6 +184,7 @@ def _manifest_of_split(head: _Head, split: str, documents: int, found: dict[str,
         tokens=sum(shard.tokens for shard in shards),
         duplicates=documents - stored,
         length_histogram=_ascending(Counter(marker["histogram"]) for marker in markers),
+        split=split or None,
         shards=shards,
         **found,
     )

@@ -15,6 +15,8 @@ from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.dataset.sources.extras import require
 from xlstm_jax.dataset.sources.manifest import LENGTHS, MANIFEST, Manifest, Shard, checksum, read_manifest
 from xlstm_jax.dataset.sources.token_index import DTYPES, HEADER
+from xlstm_jax.prepare.config import ERRORS
+from xlstm_jax.prepare.errors import SAMPLES_PER_REASON
 from xlstm_jax.prepare.progress import Progress, Watch, log_lines
 from xlstm_jax.prepare.shards import histogram_of
 from xlstm_jax.prepare.token_documents import framed_otherwise, read_tokens
@@ -24,7 +26,10 @@ from xlstm_jax.prepare.worker import Done, this_worker
 __all__ = ["verify"]
 
 _RECORDS = 1024
-_SHARED = ("format", "dtype", "tokenizer_fingerprint", "vocab_size", "eod_token_id", "bos_token_id")
+_SHARED = (
+    *("format", "dtype", "tokenizer", "tokenizer_fingerprint", "vocab_size", "eod_token_id", "bos_token_id"),
+    *("skipped", "text_bytes", "text_tokens", "settings", "inputs"),
+)
 """What the manifests of a store and of its splits must say alike."""
 
 Documents = Iterator[tuple[NDArray[Any], NDArray[np.int64]]]
@@ -55,6 +60,10 @@ def verify(folder: Path, *, watch: Watch | None = None) -> list[str]:
     for split, manifest in stores.items():
         found = _verify_shards(folder / split, manifest, progress, watch or log_lines())
         broken += [f"{split}: {line}" if split else line for line in found]
+    if whole.splits:
+        broken += _unknown_files(folder, whole)
+    if whole.split is None:
+        broken += _verify_errors(folder, whole)
     if whole.splits and set(whole.splits) <= stores.keys():
         broken += _verify_splits(whole, stores)
     return broken
@@ -69,7 +78,11 @@ def _read(folder: Path, split: str, manifests: dict[str, Manifest], broken: list
 
 def _verify_splits(whole: Manifest, splits: Mapping[str, Manifest]) -> list[str]:
     """Whether the manifest of a store is the sum of those of its splits."""
-    broken = []
+    broken = [
+        f"{split}/{MANIFEST}: it is that of {part.split or 'a store'}; put each split back into its folder."
+        for split, part in splits.items()
+        if part.split != split
+    ]
     for name in _SHARED:
         others = {split: getattr(part, name) for split, part in splits.items()}
         differing = [split for split, value in others.items() if value != getattr(whole, name)]
@@ -96,14 +109,26 @@ def _verify_shards(folder: Path, manifest: Manifest, progress: Progress, watch: 
             histogram += found.histogram
             progress.add(found.done)
             watch(progress)
-    named = {name for shard in manifest.shards for name in shard.files}
-    kinds = (".bin", ".idx", ".array_record", LENGTHS)
-    unknown = sorted(path.name for path in folder.iterdir() if path.name.endswith(kinds) and path.name not in named)
-    broken += [f"{name}: the manifest knows nothing of this file." for name in unknown]
+    broken += _unknown_files(folder, manifest)
     for what in ("documents", "tokens"):
         counted = sum(getattr(shard, what) for shard in manifest.shards)
         broken += _compare(MANIFEST, what, getattr(manifest, what), counted)
     return broken or _compare_histograms(manifest, histogram)
+
+
+def _unknown_files(folder: Path, manifest: Manifest) -> list[str]:
+    named = {name for shard in manifest.shards for name in shard.files}
+    kinds = (".bin", ".idx", ".array_record", LENGTHS, ".part")
+    unknown = sorted(path.name for path in folder.iterdir() if path.name.endswith(kinds) and path.name not in named)
+    return [f"{name}: the manifest knows nothing of this file." for name in unknown]
+
+
+def _verify_errors(folder: Path, manifest: Manifest) -> list[str]:
+    """Whether the skipped records are described, the first of each reason."""
+    expected = sum(min(count, SAMPLES_PER_REASON) for count in manifest.skipped.values())
+    path = folder / ERRORS
+    found = len(path.read_bytes().splitlines()) if path.is_file() else 0
+    return _compare(ERRORS, "skipped records", expected, found)
 
 
 @dataclass(slots=True)

@@ -132,10 +132,15 @@ class Workspace:
                 return
             content = read_json(marker)
             for name, expected in content["shard"]["files"].items():
-                self._refuse_damaged(self.split_folder(split) / name, expected["bytes"])
+                self.refuse_damaged(self.split_folder(split) / name, expected["bytes"])
             yield content
 
-    def _refuse_damaged(self, file: Path, size: int) -> None:
+    def refuse_damaged(self, file: Path, size: int) -> None:
+        """See that a file of a finished shard is still there, with all its bytes.
+
+        Raises:
+            PrepareError: It is not.
+        """
         found = f"has {file.stat().st_size:,} bytes" if file.is_file() else "is gone"
         if found != f"has {size:,} bytes":
             raise PrepareError(

@@ -77,6 +77,8 @@ class Manifest:
     """What was asked."""
     inputs: Mapping[str, Any]
     """Number of `files`, their `bytes`, and a `digest` of all their identities."""
+    split: str | None = None
+    """Name of the split that this is the manifest of; None where it is that of the store."""
     splits: tuple[str, ...] = ()
     """Folders that hold the shards, where these are dealt to splits."""
     shards: tuple[Shard, ...] = field(default=(), repr=False)
@@ -140,6 +142,7 @@ def _kinds(manifest: Manifest) -> Iterator[tuple[str, str, bool]]:
         counts = getattr(manifest, name)
         yield name, "an object of counts", isinstance(counts, Mapping) and all(map(_is_count, counts.values()))
     yield "length_histogram", "by token counts", all(low.isdecimal() for low in manifest.length_histogram)
+    yield "split", "a name, nor null", manifest.split is None or isinstance(manifest.split, str)
     yield "splits", "a list of names", all(isinstance(split, str) for split in manifest.splits)
     for place, shard in enumerate(manifest.shards):
         where = f"shards[{place}]"
