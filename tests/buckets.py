@@ -37,6 +37,8 @@ class Bucket:
     """Of plain HTTP: what it says of a file besides its size."""
     address: str = ""
     asked: list[str] = field(default_factory=list)
+    given: int = 0
+    """Bytes in all answers."""
 
     def put(self, name: str, content: bytes) -> None:
         self.files[name] = Stored(content)
@@ -103,6 +105,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
+            self.bucket.given += len(content)
             self.wfile.write(content)
 
     def listed(self, query: dict[str, list[str]]) -> tuple[list[str], list[str]]:

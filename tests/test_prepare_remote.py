@@ -77,6 +77,17 @@ def test_a_bucket_gives_what_a_folder_of_its_files_gives(bench, kind):
 
 
 @pytest.mark.parametrize("kind", ["s3", "gs"])
+def test_little_more_of_a_file_is_fetched_than_there_is_to_read(bench, kind):
+    lines = [{"other": "x" * 100_000, "text": text} for text in TEXTS]
+    content = write_jsonl(bench.folder / "a.jsonl", lines).read_bytes()
+    with bucket_of(kind) as (bucket, options):
+        bucket.put("a.jsonl", content)
+        store = bench.prepare(f"{kind}://bucket/a.jsonl", storage_options=options, task_bytes=4 << 20)
+    assert bench.texts_of(store) == TEXTS
+    assert bucket.given < 1.4 * len(content), f"{bucket.given / len(content):.2f} times as much"
+
+
+@pytest.mark.parametrize("kind", ["s3", "gs"])
 def test_work_on_a_bucket_goes_on_in_other_processes_and_not_on_what_has_changed(bench, kind):
     folder = make_corpus(bench)
     with bucket_of(kind) as (bucket, options):

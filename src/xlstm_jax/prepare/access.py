@@ -20,21 +20,23 @@ _SILENCE_S = 300
 """A server that says nothing for so long says no more."""
 
 
-def open_file(path: str, options: Mapping[str, Any]) -> BinaryIO:
+def open_file(path: str, options: Mapping[str, Any], buffer_bytes: int = _BUFFER_BYTES) -> BinaryIO:
     """Open a file for reading; it can seek where its store can.
 
     Args:
         path: Local path or URL.
         options: What fsspec needs to open the store: keys, endpoints.
+        buffer_bytes: What is read at a time, at least, and so what may be read beyond what is wanted.
 
     Raises:
         OSError: The file cannot be opened, or later read; always with an errno.
     """
     if not is_url(path):
-        return Path(path).open("rb", buffering=_BUFFER_BYTES)
+        return Path(path).open("rb", buffering=buffer_bytes)
     with _failures_of(path):
         fs, inner = store_of(path, options)
-        return io.BufferedReader(_RemoteFile(path, fs.open(inner, "rb")), _BUFFER_BYTES)
+        # fsspec would read ahead by its own measure, 50 MB from S3: several times what a piece of a file is.
+        return io.BufferedReader(_RemoteFile(path, fs.open(inner, "rb", cache_type="none")), buffer_bytes)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ LOGGER = logging.getLogger(__name__)
 
 BOM = b"\xef\xbb\xbf"
 _HEAD_BYTES = 1 << 16
+"""What is looked at where a file begins, or is cut."""
 END_OF_FILE = 1 << 62
 """The end of a piece that goes as far as its file, whose uncompressed size nobody knows."""
 
@@ -222,7 +223,7 @@ def _count_records(file: InputFile, config: PrepareConfig) -> int:
 def _at_line_ends(file: InputFile, config: PrepareConfig) -> Iterator[tuple[int, int]]:
     """Cuts near every multiple of the target size, each after the next line (for text: the next blank line)."""
     cut = 0
-    with open_file(readable(file.path, config), config.storage_options) as opened:
+    with open_file(readable(file.path, config), config.storage_options, _HEAD_BYTES) as opened:
         if file.format == "jsonl" and file.size > config.task_bytes:
             _refuse_array(opened)
         while file.size - cut > config.task_bytes:
