@@ -1,7 +1,9 @@
 """Batch sizes and row lengths: ramps, points in steps, rows and tokens, and closed forms that equal counting."""
 
+import re
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loading import Job, draw, make_documents
@@ -41,6 +43,20 @@ def test_steps_and_factors_may_be_strings_as_configuration_files_have_them():
 
 def test_factors_are_taken_as_the_decimals_that_they_are_written_in():
     assert sizes(BatchSchedule.from_factors(10, {1: 1.1, 2: 0.7}), 3) == [10, 11, 7]
+
+
+@given(initial=st.integers(1, 10**6), size=st.integers(1, 10**6))
+@example(initial=24, size=32)
+@example(initial=49, size=1)
+def test_the_float_that_is_nearest_to_a_fraction_of_the_initial_size_is_that_fraction(initial, size):
+    assert BatchSchedule.from_factors(initial, {1: size / initial}).sizes.values == [initial, size]
+
+
+def test_the_factors_that_an_error_names_work():
+    with pytest.raises(ValueError, match=r"use 1\.25 or 1\.2916666666666667") as error:
+        BatchSchedule.from_factors(24, {1: 1.29})
+    for factor in re.findall(r"\d\.\d+", str(error.value).partition(": use")[2]):
+        BatchSchedule.from_factors(24, {1: factor})
 
 
 def test_a_factor_at_step_0_replaces_the_initial_size():

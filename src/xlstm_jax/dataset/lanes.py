@@ -222,9 +222,10 @@ class Lane:
         Each run comes with the places of its rows in `chosen`.
         """
         taken = []
-        for dataset, stream in enumerate(self.streams):
+        # Of hundreds of datasets, a batch has rows of few in each lane.
+        for dataset in sorted(set(chosen.tolist())):
             places = np.flatnonzero(chosen == dataset)
-            for run in stream.take(dataset, len(places)):
+            for run in self.streams[dataset].take(dataset, len(places)):
                 count = run.stop - run.start
                 taken.append((places[:count], run))
                 places = places[count:]

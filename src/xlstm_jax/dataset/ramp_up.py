@@ -1,5 +1,6 @@
 """Batch sizes: how many rows each training step has."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -143,10 +144,13 @@ def _size(initial: int, step: int, factor: float | str) -> int:
         raise TypeError(f"The factor of batch_rampup_factors at step {step} must be a number, got {factor!r}.")
     if exact is None or exact <= 0:
         raise ValueError(f"The factor of batch_rampup_factors at step {step} must be above 0, got {factor!r}.")
-    size = initial * exact
-    if size.denominator != 1:
+    rows = initial * exact
+    size = round(rows)
+    # 4/3 of 24 rows are 32 rows, although the float 4/3 is a bit less.
+    if rows != size and size / initial != float(exact):
+        below = math.floor(rows)
         raise ValueError(
-            f"The factor {factor} at step {step} makes {float(size)} rows of {initial}; a batch has whole rows: "
-            f"use {int(size) / initial:.6g} or {(int(size) + 1) / initial:.6g}."
+            f"The factor {factor} at step {step} makes {float(rows)} rows of {initial}; a batch has whole rows: "
+            f"use {below / initial!r} or {(below + 1) / initial!r}."
         )
-    return int(size)
+    return size

@@ -144,7 +144,8 @@ def _adapt(run: Run, saved: Position) -> Position:
     )
     digest = run.mixture.digest(names)
     if digest == saved.stage.digest:
-        return position
+        revision = max(saved.stage.revision, run.mixture.revision)
+        return dataclasses.replace(position, stage=dataclasses.replace(saved.stage, revision=revision))
     index = run.stages.index(saved.moment)
     goes_on = saved.stage.in_mixture >= 0 and run.mixture.stage_digest(names, index) == saved.stage.asked
     return dataclasses.replace(
