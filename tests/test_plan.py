@@ -284,7 +284,9 @@ def test_numbers_of_a_file_may_be_written_as_yaml_does_not_know_them(stores):
 
 def test_a_loader_from_a_file_is_that_of_the_documented_functions(stores):
     """The end token is that of the store; what a dataset does not say it takes from the level above."""
-    assert main(["prepare", str(stores / "web"), "--output", str(stores / "ended"), "--eod-token", "7"]) == 0
+    documents = [np.append(document, 7).astype(np.int32) for document in make_documents(0, 70, 45, 10)]
+    write_token_store(stores / "raw", documents)
+    assert main(["prepare", str(stores / "raw"), "--output", str(stores / "ended"), "--eod-token", "7"]) == 0
     config = {"shift_target": False, "data_shuffle_seed": 3,
               "datasets": [{"name": "a", "path": "ended"},
                            {"name": "b", "path": "ended", "eod_token_id": 8}]}  # fmt: skip
