@@ -232,7 +232,7 @@ def without_unknown():
     [
         (unigram, "</s>", "some <s>old</s> price", r"makes token 1 \('</s>'\) of a part .* at the end of a document"),
         (added, "<|eod|>", "some <|eod|> more", r"makes token 33 \('<\|eod\|>'\) of a part"),
-        (without_unknown, "</s>", "some word", "Missing .* token"),
+        (without_unknown, "</s>", "some word", r"Missing .* token .*[^.]\. Mend it"),
     ],
 )
 def test_a_text_that_the_tokenizer_cannot_make_a_document_of_is_a_bad_record(bench, tokenizer, end, text, said):

@@ -120,7 +120,7 @@ def _encoded(tokenize: Tokenize, texts: list[str]) -> list[Encoded]:
         documents = tokenize.map_batch(texts)
     except Exception as error:  # noqa: BLE001 - the library's own errors are of no other type
         if len(texts) == 1:
-            return [BadRecord.of("no tokens", f"The text cannot be tokenised: {error}", texts[0])]
+            return [BadRecord.of("no tokens", f"The text cannot be tokenised: {str(error).rstrip('.')}.", texts[0])]
         # One text spoils the batch; each on its own tells which.
         return [encoded for text in texts for encoded in _encoded(tokenize, [text])]
     return [
