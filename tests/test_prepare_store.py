@@ -270,7 +270,7 @@ def test_what_is_no_unicode_is_written_down_as_it_is(bench):
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.array_record", "a.txt", "a.idx"])
-def test_files_of_all_formats_may_have_names_that_are_no_utf_8(bench, name, capfd):
+def test_files_of_all_formats_may_have_names_that_are_no_utf_8(bench, name, capfd, caplog):
     folder = Path(os.fsdecode(os.fsencode(bench.folder) + b"/\xff"))
     table = pa.table({"text": TEXTS[:9]})
     path = bench.folder / name
@@ -291,6 +291,7 @@ def test_files_of_all_formats_may_have_names_that_are_no_utf_8(bench, name, capf
     given = ["--tokenizer", str(bench.tokenizer_path), "--workers", "0", "--text-documents", "blank_line"]
     assert main(["prepare", str(folder), "--output", str(output), "--format", "arrayrecord", *given]) == 0
     assert "\\udcfe is finished" in capfd.readouterr().out
+    assert f"{bench.folder}/\\udcfe." in caplog.text
     documents = open_source(output)
     assert [bench.tokenizer.decode(documents[n]).removesuffix("<|endoftext|>") for n in range(9)] == TEXTS[:9]
     assert verify(output) == []

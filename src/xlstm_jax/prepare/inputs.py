@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xlstm_jax.dataset.sources.manifest import MANIFEST, is_unfinished
+from xlstm_jax.dataset.sources.whole_file import printable
 from xlstm_jax.prepare.access import open_file
 from xlstm_jax.prepare.config import AUTO, PrepareConfig
 from xlstm_jax.prepare.errors import PrepareError
@@ -106,7 +107,7 @@ def _files_of(named: str, config: PrepareConfig) -> Iterator[InputFile]:
     known = {path for file in data for path in (file.path, store_pair(file.path)[1])}
     known |= {file.path for file in found if file.path.rpartition("/")[2] in _DESCRIPTIONS}
     if left_out := [file.path for file in found if file.path not in known]:
-        LOGGER.info("%s at %s: no data by their names, and left out.", _some(left_out), public(named))
+        LOGGER.info("%s at %s: no data by their names, and left out.", _some(left_out), printable(public(named)))
     if not single and config.input_format == AUTO:
         data = _without_companions(data, named)
     yield from (_input_file(file, config) for file in data)
@@ -121,7 +122,7 @@ def _without_companions(data: list[StoredFile], named: str) -> list[StoredFile]:
     LOGGER.warning(
         "%s at %s: plain text beside files of records, and left out. To read it, name it, or a pattern of it.",
         _some(texts),
-        public(named),
+        printable(public(named)),
     )
     return records
 
@@ -129,7 +130,9 @@ def _without_companions(data: list[StoredFile], named: str) -> list[StoredFile]:
 def _some(paths: list[str]) -> str:
     """The first of these files, and how many more there are."""
     more = len(paths) - _NAMED
-    return ", ".join(map(public, paths[:_NAMED])) + (f" and {more:,} more file{'s' * (more > 1)}" if more > 0 else "")
+    return ", ".join(printable(public(path)) for path in paths[:_NAMED]) + (
+        f" and {more:,} more file{'s' * (more > 1)}" if more > 0 else ""
+    )
 
 
 def _checked_path(named: str, config: PrepareConfig) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from xlstm_jax.dataset.sources.fingerprint import digest
 from xlstm_jax.dataset.sources.manifest import MANIFEST, Manifest, Shard, read_manifest
-from xlstm_jax.dataset.sources.whole_file import json_bytes, whole_file
+from xlstm_jax.dataset.sources.whole_file import json_bytes, printable, whole_file
 from xlstm_jax.prepare.config import ERRORS, PrepareConfig
 from xlstm_jax.prepare.course import Course
 from xlstm_jax.prepare.engines import run
@@ -68,7 +68,8 @@ def prepare(config: PrepareConfig, *, command: str | None = None, watch: Watch |
         if (config.output / MANIFEST).is_file():
             manifest = _finished(config, settings, summary)
         else:
-            LOGGER.info("%.1f MB in %s go to %s.", summary["bytes"] / 1e6, _counted(len(files), "file"), config.output)
+            read = _counted(len(files), "file")
+            LOGGER.info("%.1f MB in %s go to %s.", summary["bytes"] / 1e6, read, printable(config.output))
             workspace.begin(settings, inputs)
             head = _Head(job, settings, summary, command)
             try:
@@ -102,7 +103,7 @@ def _finished(config: PrepareConfig, settings: dict[str, Any], inputs: dict[str,
         for shard in read_manifest(config.output / split).shards:
             for name, facts in shard.files.items():
                 Workspace(config.output).refuse_damaged(config.output / split / name, facts["bytes"])
-    LOGGER.info("%s is finished already.", config.output)
+    LOGGER.info("%s is finished already.", printable(config.output))
     return manifest
 
 

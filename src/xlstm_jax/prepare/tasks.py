@@ -15,6 +15,7 @@ from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.dataset.sources.decompression import DamagedError
 from xlstm_jax.dataset.sources.extras import require
 from xlstm_jax.dataset.sources.fingerprint import digest
+from xlstm_jax.dataset.sources.whole_file import printable
 from xlstm_jax.prepare.access import open_file
 from xlstm_jax.prepare.config import PrepareConfig
 from xlstm_jax.prepare.copies import copied_ahead, local_file, local_store, readable
@@ -82,7 +83,7 @@ def cut_into_tasks(files: list[InputFile], config: PrepareConfig) -> Iterator[Ta
             "%d compressed files, such as %s, cannot be cut: each is read by one worker, and shows in the progress "
             "when it is done. The cores of workers that have nothing else to do help to tokenise it.",
             len(whole),
-            public(whole[0].path),
+            printable(public(whole[0].path)),
         )
     pieces: list[Piece] = []
     size = 0

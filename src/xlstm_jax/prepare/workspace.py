@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from xlstm_jax.dataset.sources.manifest import MANIFEST, UNFINISHED
-from xlstm_jax.dataset.sources.whole_file import json_bytes, sync_folder, whole_file, write_json
+from xlstm_jax.dataset.sources.whole_file import json_bytes, printable, sync_folder, whole_file, write_json
 from xlstm_jax.prepare.errors import PrepareError
 
 __all__ = ["Workspace", "appears", "read_json"]
@@ -185,7 +185,9 @@ class Workspace:
             lock.close()
             raise PrepareError(f"Another process prepares {self.output}; wait for it, or stop it.") from None
         except OSError as error:  # Some file systems of clusters know no locks.
-            LOGGER.warning("%s cannot be locked (%s); see that only one process works on it.", self.output, error)
+            LOGGER.warning(
+                "%s cannot be locked (%s); see that only one process works on it.", printable(self.output), error
+            )
         # A lock on a file that has lost its name keeps nobody out.
         with suppress(FileNotFoundError):
             if os.path.samestat(path.stat(), os.fstat(lock.fileno())):
@@ -204,7 +206,7 @@ class Workspace:
         if asked.is_file() and listed.is_file():
             self._refuse_other_settings(read_json(asked), json.loads(json.dumps(settings)))
             self._refuse_other_inputs(listed, inputs)
-            LOGGER.info("%s is unfinished; the work goes on where it stood.", self.output)
+            LOGGER.info("%s is unfinished; the work goes on where it stood.", printable(self.output))
         else:
             # Of what was made nobody knows how.
             for made in ("parts", "shards"):

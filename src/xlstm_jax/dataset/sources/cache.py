@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from xlstm_jax.dataset.sources.base import read_only
 from xlstm_jax.dataset.sources.fingerprint import digest, sample_places
-from xlstm_jax.dataset.sources.whole_file import whole_file
+from xlstm_jax.dataset.sources.whole_file import printable, whole_file
 
 __all__ = ["cache_folder", "cached_array", "cached_file", "stamp"]
 
@@ -112,7 +112,7 @@ def cached_file(path: Path, what: str, write: Callable[[BinaryIO], None]) -> Pat
             f"{path} cannot be {what} into {place.parent} ({error.strerror or error}); set XLSTM_DATA_CACHE to a "
             "folder with room for it, or make a token store of the data: xlstm-data prepare",
         ) from error
-    LOGGER.info("%s was %s to %s, %d bytes.", path, what, place, place.stat().st_size)
+    LOGGER.info("%s was %s to %s, %d bytes.", printable(path), what, printable(place), place.stat().st_size)
     return place
 
 
@@ -122,6 +122,6 @@ def _load(path: Path) -> NDArray[Any] | None:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        LOGGER.warning("%s is damaged (%s) and is made anew.", path, error)
+        LOGGER.warning("%s is damaged (%s) and is made anew.", printable(path), error)
         return None
     return read_only(np.asarray(array))

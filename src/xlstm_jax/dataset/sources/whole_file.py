@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["json_bytes", "put_in_place", "sync", "sync_folder", "whole_file", "write_json"]
+__all__ = ["json_bytes", "printable", "put_in_place", "sync", "sync_folder", "whole_file", "write_json"]
 
 
 @contextmanager
@@ -68,6 +68,11 @@ def json_bytes(value: Any, *, indent: int | None = None) -> bytes:
     it was when it is read.
     """
     return json.dumps(value, indent=indent, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path as text that every log can hold: what is no utf-8 in it is escaped."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_json(path: Path, value: Any, *, durable: bool = False) -> None:
