@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xlstm_jax.dataset.threads import usable_cores
+
 Pipeline = Callable[[], AbstractContextManager[Iterator[int]]]
 """Opens a pipeline: an iterator that takes a batch and gives the real tokens in it."""
 
@@ -111,7 +113,7 @@ def machine() -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "processor": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory, GiB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "python": platform.python_version(),
     }

@@ -27,13 +27,14 @@ from preparing import (
     write_jsonl,
 )
 from xlstm_jax.dataset.sources import TokenStore
+from xlstm_jax.dataset.threads import usable_cores
 from xlstm_jax.prepare import PrepareError, prepare, read_manifest
 from xlstm_jax.prepare.course import Course
 from xlstm_jax.prepare.plan import ShardPlan
 from xlstm_jax.prepare.readers import read_texts
 from xlstm_jax.prepare.storage import resource
 from xlstm_jax.prepare.tasks import Piece
-from xlstm_jax.prepare.work import perform, usable_cores
+from xlstm_jax.prepare.work import perform
 from xlstm_jax.prepare.workspace import Workspace
 
 TEXTS = make_texts(150)

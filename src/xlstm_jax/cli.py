@@ -330,7 +330,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     from xlstm_jax.dataset.run_file import read_run_file  # noqa: PLC0415
 
     file = read_run_file(parsed.config)
-    plan = make_plan(file.run, file.steps if parsed.steps is None else parsed.steps, drop_remainder=file.drop_remainder)
+    plan = make_plan(file.run, _steps(parsed, file), drop_remainder=file.drop_remainder)
     if parsed.picture:
         draw_plan(plan, parsed.picture)
     print(json.dumps(plan_as_json(plan)) if parsed.json else describe_plan(plan))  # noqa: T201
@@ -339,16 +339,11 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 def _batch(parsed: argparse.Namespace) -> int:
     from xlstm_jax.dataset.contents import batch_contents  # noqa: PLC0415
-    from xlstm_jax.dataset.contents_report import contents_as_json, describe_contents, read_position  # noqa: PLC0415
-    from xlstm_jax.dataset.resume import resume  # noqa: PLC0415
-    from xlstm_jax.dataset.run_file import read_run_file  # noqa: PLC0415
+    from xlstm_jax.dataset.contents_report import contents_as_json, describe_contents  # noqa: PLC0415
     from xlstm_jax.dataset.tokenizer import Tokenizer  # noqa: PLC0415
 
-    file = read_run_file(parsed.config)
-    run, known = file.run, []
-    if parsed.position:
-        run, position = resume(run, read_position(parsed.position, parsed.step))
-        known = [position]
+    file, run, position = _run_and_position(parsed, parsed.step)
+    known = [] if position is None else [position]
     contents = batch_contents(run, parsed.step, known, drop_remainder=file.drop_remainder)
     tokenizer = Tokenizer.load(parsed.tokenizer) if parsed.tokenizer else None
     shown = {"row": parsed.row, "tokens": parsed.row is not None or tokenizer is not None, "tokenizer": tokenizer}
@@ -358,25 +353,38 @@ def _batch(parsed: argparse.Namespace) -> int:
 
 def _document(parsed: argparse.Namespace) -> int:
     from xlstm_jax.dataset.contents import find_document  # noqa: PLC0415
-    from xlstm_jax.dataset.contents_report import describe_places, places_as_json, read_position  # noqa: PLC0415
-    from xlstm_jax.dataset.resume import resume  # noqa: PLC0415
-    from xlstm_jax.dataset.run_file import read_run_file  # noqa: PLC0415
+    from xlstm_jax.dataset.contents_report import describe_places, places_as_json  # noqa: PLC0415
 
-    file = read_run_file(parsed.config)
-    run, start = file.run, None
-    if parsed.position:
-        run, start = resume(run, read_position(parsed.position))
+    file, run, start = _run_and_position(parsed)
     found = find_document(
         run,
         parsed.dataset,
         parsed.document,
         epoch=parsed.epoch,
         start=start,
-        steps=parsed.steps or file.steps,
+        steps=_steps(parsed, file),
         drop_remainder=file.drop_remainder,
     )
     print(json.dumps(places_as_json(found)) if parsed.json else describe_places(found))  # noqa: T201
     return 0
+
+
+def _run_and_position(parsed: argparse.Namespace, step: int | None = None) -> tuple[Any, Any, Any]:
+    """The file of a run, and the run as it goes on from the position that was named, if one was."""
+    from xlstm_jax.dataset.contents_report import read_position  # noqa: PLC0415
+    from xlstm_jax.dataset.resume import resume  # noqa: PLC0415
+    from xlstm_jax.dataset.run_file import read_run_file  # noqa: PLC0415
+
+    file = read_run_file(parsed.config)
+    if parsed.position is None:
+        return file, file.run, None
+    return file, *resume(file.run, read_position(parsed.position, step))
+
+
+def _steps(parsed: argparse.Namespace, file: Any) -> int | None:
+    """Steps of the run: those of the command, or else the file's."""
+    steps: int | None = file.steps if parsed.steps is None else parsed.steps
+    return steps
 
 
 def _info(parsed: argparse.Namespace) -> int:

@@ -250,7 +250,7 @@ def _plans(run: Run, start: Position, *, drop_remainder: bool) -> Iterator[Batch
     """The batches from a position on, as no process reads them but all of them together."""
     planner = run.plan_from(start, range(run.num_shards), Readers(run.datasets, 0))
     told = time.monotonic()
-    while (plan := planner.next_batch()).rows and (plan.whole or not drop_remainder):
+    while (plan := planner.next_batch()).is_batch(drop_remainder=drop_remainder):
         yield plan
         if time.monotonic() - told > TELL_EVERY_S:
             told = time.monotonic()

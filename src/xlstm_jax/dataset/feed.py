@@ -172,7 +172,7 @@ class RowFeed:
         return (partial(builder.build, plan, ahead) for plan, ahead in plans)
 
     def _has_rows(self, plan: BatchPlan) -> bool:
-        return bool(plan.rows) and (plan.whole or not self._drop_remainder)
+        return plan.is_batch(drop_remainder=self._drop_remainder)
 
     def has_batch(self, batch: HostBatch) -> bool:
         """See `Feed.has_batch`."""

@@ -1,7 +1,6 @@
 """The loader: batches of global arrays, or of NumPy arrays, prepared ahead of the step."""
 
 import atexit
-import os
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.prefetch import OnDemand, Prefetcher
 from xlstm_jax.dataset.schedule import Moment
 from xlstm_jax.dataset.stages import Board, no_end_within, stage
-from xlstm_jax.dataset.threads import start_thread
+from xlstm_jax.dataset.threads import start_thread, usable_cores
 from xlstm_jax.dataset.watchdog import Watchdog
 
 __all__ = ["MultiHostDataLoadIterator"]
@@ -263,7 +262,7 @@ class _Preparation:
         tasks = (partial(_prepare, task, self._make_batch) for task in self._feed.tasks())
         if not self._prefetch:
             return OnDemand(tasks)
-        threads = min(self._prefetch, os.cpu_count() or 1)
+        threads = min(self._prefetch, usable_cores())
         return Prefetcher(tasks, depth=self._prefetch, threads=threads, board=self._watchdog.board)
 
 

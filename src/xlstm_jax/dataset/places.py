@@ -77,6 +77,10 @@ class BatchPlan(NamedTuple):
     runs: tuple[PlacedRun, ...]
     after: Standing
 
+    def is_batch(self, *, drop_remainder: bool) -> bool:
+        """Whether there is this batch: it holds documents, and is no remainder that is left out."""
+        return bool(self.rows) and (self.whole or not drop_remainder)
+
 
 def cut_runs(runs: Sequence[PlacedRun], ranges: Sequence[tuple[int, int]]) -> list[PlacedRun]:
     """What of the runs of a batch lies in some ranges of its rows, placed as if these stood end to end."""

@@ -48,7 +48,7 @@ def make_plan(run: Run, steps: int | None, *, drop_remainder: bool = True) -> Pl
     left_out = 0
     while steps is None or count.moment.step < steps:
         batch = planner.next_batch()
-        if not batch.rows or (drop_remainder and not batch.whole):
+        if not batch.is_batch(drop_remainder=drop_remainder):
             left_out = batch.rows
             break
         count.add(batch)

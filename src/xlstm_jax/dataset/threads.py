@@ -1,14 +1,20 @@
-"""The threads of a loader: how they are called, and how they end with it."""
+"""Threads: how many can run at once, how those of a loader are called, and how they end with it."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable
 
-__all__ = ["join_threads", "start_thread"]
+__all__ = ["join_threads", "start_thread", "usable_cores"]
 
 LOGGER = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 10.0
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: a batch system may give it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start_thread(role: str, work: Callable[[], object]) -> threading.Thread:

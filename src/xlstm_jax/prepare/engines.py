@@ -15,9 +15,10 @@ from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from xlstm_jax.dataset.threads import usable_cores
 from xlstm_jax.prepare.errors import PrepareError
 from xlstm_jax.prepare.ray_engine import run_on_ray
-from xlstm_jax.prepare.work import Results, Work, Worklist, perform, under_way, usable_cores
+from xlstm_jax.prepare.work import Results, Work, Worklist, perform, under_way
 from xlstm_jax.prepare.worker import Done, Job
 
 if TYPE_CHECKING:

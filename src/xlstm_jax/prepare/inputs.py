@@ -115,16 +115,16 @@ def _files_of(named: str, config: PrepareConfig) -> Iterator[InputFile]:
 
 def _without_companions(data: list[StoredFile], named: str) -> list[StoredFile]:
     """Without the texts beside files of records: a README and a licence are about the data, and none of it."""
-    records = [file for file in data if _FORMATS[_suffixes(file.path)[0]] != "text"]
-    texts = [file.path for file in data if _FORMATS[_suffixes(file.path)[0]] == "text"]
-    if not texts or not records:
+    formats = [_FORMATS[_suffixes(file.path)[0]] for file in data]
+    texts = [file.path for file, kind in zip(data, formats, strict=True) if kind == "text"]
+    if len(texts) in (0, len(data)):
         return data
     LOGGER.warning(
         "%s at %s: plain text beside files of records, and left out. To read it, name it, or a pattern of it.",
         _some(texts),
         printable(public(named)),
     )
-    return records
+    return [file for file, kind in zip(data, formats, strict=True) if kind != "text"]
 
 
 def _some(paths: list[str]) -> str:

@@ -5,8 +5,9 @@ import os
 from typing import Any
 
 from xlstm_jax.dataset.sources.extras import require
+from xlstm_jax.dataset.threads import usable_cores
 from xlstm_jax.prepare.errors import PrepareError
-from xlstm_jax.prepare.work import Results, Work, Worklist, marker_of, perform, under_way, usable_cores
+from xlstm_jax.prepare.work import Results, Work, Worklist, marker_of, perform, under_way
 from xlstm_jax.prepare.worker import Done, Job
 from xlstm_jax.prepare.workspace import appears
 

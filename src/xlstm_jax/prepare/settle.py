@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_jax.dataset.sources.manifest import MANIFEST, Manifest, read_manifest
-from xlstm_jax.dataset.sources.token_index import DTYPES, HEADER
+from xlstm_jax.dataset.sources.token_index import HEADER, stored_dtype
 from xlstm_jax.dataset.tokenizer import Tokenize, Tokenizer
 from xlstm_jax.prepare.access import copy_file, open_file
 from xlstm_jax.prepare.config import AUTO, PrepareConfig
@@ -144,6 +144,5 @@ def _smallest_dtype(vocab_size: int | None, files: list[InputFile], config: Prep
 
 def _stored_dtype(file: InputFile, config: PrepareConfig) -> str:
     with open_file(file.path, config.storage_options) as opened:
-        head = opened.read(HEADER.size)
-    # What is no index is found out when it is read.
-    return str(DTYPES.get(HEADER.unpack(head)[2], "unknown")) if len(head) == HEADER.size else "unknown"
+        # What is no index is found out when it is read.
+        return stored_dtype(opened.read(HEADER.size))

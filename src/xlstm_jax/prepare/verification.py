@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from xlstm_jax.dataset.sources import TokenStore
 from xlstm_jax.dataset.sources.extras import require
 from xlstm_jax.dataset.sources.manifest import LENGTHS, MANIFEST, Manifest, Shard, checksum, read_manifest
-from xlstm_jax.dataset.sources.token_index import DTYPES, HEADER
+from xlstm_jax.dataset.sources.token_index import HEADER, stored_dtype
+from xlstm_jax.dataset.threads import usable_cores
 from xlstm_jax.prepare.config import ERRORS
 from xlstm_jax.prepare.errors import SAMPLES_PER_REASON
 from xlstm_jax.prepare.progress import Progress, Watch, log_lines
 from xlstm_jax.prepare.shards import histogram_of
 from xlstm_jax.prepare.token_documents import framed_otherwise, read_tokens
-from xlstm_jax.prepare.work import usable_cores
 from xlstm_jax.prepare.worker import Done, this_worker
 
 __all__ = ["verify"]
@@ -213,7 +213,7 @@ def _documents_of(folder: Path, shard: Shard, manifest: Manifest) -> Documents:
     else:
         store = TokenStore(folder / f"{shard.name}.idx")
         with (folder / f"{shard.name}.idx").open("rb") as opened:
-            dtype = str(DTYPES[HEADER.unpack(opened.read(HEADER.size))[2]])
+            dtype = stored_dtype(opened.read(HEADER.size))
         documents = read_tokens(store, 0, len(store))
     if dtype != manifest.dtype:
         raise ValueError(f"its tokens are {dtype}, and {manifest.dtype} by the manifest.")

@@ -1,6 +1,5 @@
 """Pieces of work: what is done with them, whichever engine does it."""
 
-import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from xlstm_jax.prepare.tokenizing import Cores, one_core
 from xlstm_jax.prepare.worker import Done, Job, run_task
 from xlstm_jax.prepare.workspace import Workspace, read_json
 
-__all__ = ["Results", "Work", "Worklist", "marker_of", "perform", "under_way", "usable_cores"]
+__all__ = ["Results", "Work", "Worklist", "marker_of", "perform", "under_way"]
 
 Work = Task | ShardPlan
 Worklist = Iterator[Work | None]
@@ -37,11 +36,6 @@ def marker_of(job: Job, work: Work) -> Path:
     if isinstance(work, Task):
         return workspace.part_marker(work.number)
     return workspace.shard_marker(work.split, work.number)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: a batch system may give it fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def under_way(workers: int) -> int:

@@ -36,6 +36,7 @@ __all__ = [
     "gather",
     "index_header",
     "read_index",
+    "stored_dtype",
     "unaligned",
     "write_layout",
 ]
@@ -121,6 +122,11 @@ def read_index(path: Path, data_bytes: int, *, may_be_short: bool = False) -> To
         empty=empty,
         longest=longest,
     )
+
+
+def stored_dtype(head: bytes) -> str:
+    """The dtype of the tokens that the first `HEADER.size` bytes of an index name, or "unknown"."""
+    return str(DTYPES.get(HEADER.unpack(head)[2], "unknown")) if len(head) == HEADER.size else "unknown"
 
 
 def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
