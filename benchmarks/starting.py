@@ -52,14 +52,19 @@ def measure(folder: Path, *, repeats: int) -> dict[str, Any]:
 
 
 def imports(repeats: int) -> dict[str, float]:
-    """Median seconds of a process that imports, in turns; beyond jax and grain also of processor time."""
+    """Median seconds of a process that imports, in turns; beyond jax and grain also of processor time.
+
+    An installed package has its bytecode from the start, and Python keeps that of a checkout, unless it is told not to
+    (`PYTHONDONTWRITEBYTECODE`). So the first round, which may compile, does not count.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in IMPORTS}
-    for _ in range(repeats):
-        for name, statement in IMPORTS.items():
-            start, before = time.perf_counter(), os.times()
-            subprocess.run([sys.executable, "-c", statement], check=True)  # noqa: S603
-            after = os.times()
-            cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    for repeat, (name, statement) in itertools.product(range(-1, repeats), IMPORTS.items()):
+        start, before = time.perf_counter(), os.times()
+        subprocess.run([sys.executable, "-c", statement], check=True, env=environment)  # noqa: S603
+        after = os.times()
+        cpu = after.children_user + after.children_system - before.children_user - before.children_system
+        if repeat >= 0:
             spent[name].append((time.perf_counter() - start, cpu))
     clock, cpu = ({name: statistics.median(run[kind] for run in spent[name]) for name in IMPORTS} for kind in (0, 1))
     base, *others = IMPORTS
