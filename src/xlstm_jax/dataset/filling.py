@@ -30,8 +30,9 @@ and last + 1 row in its pieces; the addresses of these, as in `RowPieces.address
 whether that token ends a segment."""
 
 _TARGETS, _INPUTS = 1, 2
-_AHEAD = 8
-"""Pieces whose tokens are fetched into the cache ahead of the one that is copied."""
+_AHEAD, _TOGETHER = 16, 8
+"""Pieces whose tokens are fetched into the cache ahead of the one that is copied, and how many at a time. Where no page
+table is in the cache either, fetches one after the other take half as long as fetches between copies."""
 _LINE = 64
 """Bytes that are fetched together."""
 _PAGE = 4096
@@ -102,9 +103,10 @@ def _fill_row(out: RowArrays, row: int, run: NDArray[np.int64], first: int, last
     shift, eod, infer = run[10], np.int32(run[11]), run[12]
     column, room = 0, (len(out.inputs) - row) * out.inputs.shape[1]
     for p in range(first, last):
-        if p + _AHEAD < last_of_run:
-            prefetch(tokens_at[p + _AHEAD])
-            prefetch(tokens_at[p + _AHEAD] + _LINE // 2)
+        if p % _TOGETHER == 0:
+            for later in range(p + _AHEAD, min(p + _AHEAD + _TOGETHER, last_of_run)):
+                prefetch(tokens_at[later])
+                prefetch(tokens_at[later] + _LINE // 2)
         count, code, ends = int(lengths[p]), int(flags[p]) >> CODE_SHIFT, flags[p] & ENDS
         # Where targets are shifted, a document's last token has none: what stands behind it is not read.
         targeted = count - 1 if shift == _TARGETS and ends else count
