@@ -15,9 +15,22 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from loading import FIELDS, Job, Streamed, as_arrays, assert_same, draw, make_documents, one_device_mesh
-from xlstm_jax.dataset import LLMBatch, MemorySource, PositionError, make_grain_multihost_iterator, threads
+from xlstm_jax.dataset import (
+    LLMBatch,
+    MemorySource,
+    PositionError,
+    make_grain_multihost_iterator,
+    multihost_dataloading,
+    threads,
+)
 
 KINDS = [list, Streamed]
+
+
+class Far(MemorySource):
+    """Lengths are known, and tokens are read from far away."""
+
+    in_place = False
 
 
 def make_job(kind=list, **changes) -> Job:
@@ -136,6 +149,21 @@ def test_batches_are_on_the_devices_before_they_are_asked_for():
 
 def threads_of_loaders() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("xlstm-data")}
+
+
+@pytest.mark.parametrize(
+    ("cores", "prefetch", "kind", "builders"),
+    [(1, 4, list, 1), (2, 4, list, 1), (2, 4, Streamed, 1), (4, 4, list, 3), (9, 4, list, 4), (2, 4, Far, 2)],
+)
+def test_builders_leave_one_core_to_planning_and_training_unless_they_read(
+    cores, prefetch, kind, builders, monkeypatch
+):
+    monkeypatch.setattr(multihost_dataloading, "usable_cores", lambda: cores)
+    before = threads_of_loaders()
+    with make_job(kind, prefetch=prefetch).loader() as loader:
+        draw(loader, 2)
+        names = [thread.name for thread in threads_of_loaders() - before]
+        assert names.count("xlstm-data-build") == builders
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])

@@ -51,6 +51,9 @@ class HostBatch(NamedTuple):
 class Feed(Protocol):
     """What a loader draws batches from."""
 
+    reads: bool
+    """Whether to build a batch is to read documents from files."""
+
     def tasks(self) -> Iterator[Callable[[], HostBatch]]:
         """What builds each of the following batches; drawn in one thread, in order, and run in any."""
 
@@ -143,6 +146,8 @@ class RowFeed:
     def _begin(self, run: Run, position: Position) -> None:
         self._num_epochs = [dataset.num_epochs for dataset in run.datasets]
         self._run = run
+        # Streamed documents have been read when their rows are planned.
+        self.reads = any(dataset.planned and not dataset.source.in_place for dataset in run.datasets)
         self._begun_at = position
         self._progress = self._progress_from(position)
         self._pass_length = PassLength(run, self._documents)

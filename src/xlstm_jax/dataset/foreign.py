@@ -48,6 +48,8 @@ class ForeignFeed:
         ValueError: The mesh gives this process rows that its datasets do not yield.
     """
 
+    reads = False
+
     def __init__(
         self,
         datasets: Sequence[grain.IterDataset[Any]],
