@@ -1,6 +1,7 @@
 """Work done ahead of its use, in threads, in order."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,6 +13,10 @@ from xlstm_jax.dataset.threads import join_threads, start_thread
 __all__ = ["OnDemand", "Prefetcher"]
 
 T = TypeVar("T")
+
+GIVE_WAY_S = 0.002
+"""How long the threads let whoever has taken a result go on, at most, before they do the next: it is about to start a
+step, and frees what it had before, which takes the interpreter lock several times."""
 
 
 class Prefetcher(Generic[T]):
@@ -76,6 +81,7 @@ class _Slot(Generic[T]):
         self.task = task
         self.error = error
         self.results: list[T] = []
+        self.done_at = 0.0
 
     @property
     def done(self) -> bool:
@@ -84,9 +90,12 @@ class _Slot(Generic[T]):
     def run(self) -> None:
         assert self.task is not None, "only slots with a task are run"
         try:
-            self.results = [self.task()]
+            result = self.task()
         except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
             self.error = error
+        else:
+            self.done_at = time.monotonic()
+            self.results = [result]
 
 
 class _State(Generic[T]):
@@ -99,6 +108,7 @@ class _State(Generic[T]):
         self._slots: deque[_Slot[T]] = deque()
         """Results that have not been taken, in order."""
         self._to_run: deque[_Slot[T]] = deque()
+        self._give_way_s = 0.0
         self._stopped = False
 
     def take(self) -> T:
@@ -111,6 +121,8 @@ class _State(Generic[T]):
             if slot.error is not None:
                 raise slot.error
             self._slots.popleft()
+            # A result that lay here tells how much time there is: where steps wait for results, there is none.
+            self._give_way_s = min(GIVE_WAY_S, (time.monotonic() - slot.done_at) / 2)
             self._changed.notify_all()
             return slot.results[0]
 
@@ -119,8 +131,10 @@ class _State(Generic[T]):
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or len(self._slots) < self._depth)
+                self._changed.wait_for(lambda: self._stopped, timeout=self._give_way_s)
                 if self._stopped:
                     return
+                self._give_way_s = 0.0
             slot = self._draw_one()
             with self._changed:
                 self._slots.append(slot)
