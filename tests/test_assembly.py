@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loading import Job, as_arrays, draw, make_documents
-from xlstm_jax.dataset.assembly import RowFormat, Shift, assemble, assemble_plain
+from xlstm_jax.dataset.assembly import RowFormat, Shift, assemble, assemble_plain, locate
 from xlstm_jax.dataset.buffers import HostBuffers
 from xlstm_jax.dataset.filling import RowArrays
 from xlstm_jax.dataset.lanes import RowRun
 from xlstm_jax.dataset.order import Order
 from xlstm_jax.dataset.packing import Packing, pack_window
 from xlstm_jax.dataset.pieces import TOKEN_DTYPES
-from xlstm_jax.dataset.places import PlacedRun
 from xlstm_jax.dataset.slices import LaneSlice
 from xlstm_jax.dataset.sources import MemorySource
 from xlstm_jax.dataset.sources.base import TokenBlock, TokenSource, gather_block
+from xlstm_jax.dataset.stretches import PlacedRun, place_rows
 from xlstm_jax.dataset.transforms import Documents
 from xlstm_jax.dataset.windows import PlannedWindows, StreamedWindows
 
@@ -123,10 +123,15 @@ def cases(draw):
     return runs, at + draw(st.integers(0, 2)), [source], [how]
 
 
+def assembled(runs, rows, sources, formats):
+    """What is built of the same arguments as those of the plain definition."""
+    return assemble(locate([run for _, run in runs], sources, formats), *place_rows(runs, rows), formats[0].length)
+
+
 @settings(max_examples=300)
 @given(case=cases())
 def test_the_kernel_does_what_the_plain_definition_says(case):
-    fast, plain = assemble(*case), assemble_plain(*case)
+    fast, plain = assembled(*case), assemble_plain(*case)
     for field in RowArrays._fields:
         np.testing.assert_array_equal(getattr(fast, field), getattr(plain, field), err_msg=field)
         assert getattr(fast, field).dtype == np.int32
@@ -148,7 +153,7 @@ def test_nothing_is_read_outside_the_pages_that_hold_the_tokens(dtype, shift):
     window = windows_of(source, "planned", packing, own_targets=False).read(0, 0, 0)
     how = RowFormat(length=50, shift=shift, eod_token_id=EOD, infer_segments=False)
     case = [PlacedRun(np.arange(window.rows), RowRun(0, window, 0, window.rows))], window.rows, [source], [how]
-    for fast, plain in zip(assemble(*case), assemble_plain(*case), strict=True):
+    for fast, plain in zip(assembled(*case), assemble_plain(*case), strict=True):
         np.testing.assert_array_equal(fast, plain)
 
 
@@ -159,24 +164,24 @@ def test_a_source_that_says_that_documents_lie_where_they_do_not_is_refused(begi
     window = windows_of(source, "planned", packing, own_targets=False).read(0, 0, 0)
     how = RowFormat(length=12, shift=Shift.TARGETS, eod_token_id=EOD, infer_segments=False)
     with pytest.raises(ValueError, match="document 0 of 2 tokens lies in an array of 10 tokens, and it does not"):
-        assemble([PlacedRun(np.arange(1), RowRun(0, window, 0, 1))], 1, [source], [how])
+        locate([RowRun(0, window, 0, 1)], [source], [how])
 
 
 def test_memory_is_used_again_when_nothing_refers_to_it_and_not_before():
     buffers = HostBuffers()
-    first = buffers.empty([(3, 5), (4,)])
+    first = buffers.empty(((3, 5), (4,)))
     address = first[0].ctypes.data
     part = first[1][1:]
     del first
-    assert buffers.empty([(3, 5), (4,)])[0].ctypes.data != address, "a slice of it is still in use"
+    assert buffers.empty(((3, 5), (4,)))[0].ctypes.data != address, "a slice of it is still in use"
     del part
     gc.collect()
-    held = [buffers.empty([(3, 5), (4,)]) for _ in range(3)]
+    held = [buffers.empty(((3, 5), (4,))) for _ in range(3)]
     assert address in {arrays[0].ctypes.data for arrays in held}
 
 
 def test_arrays_begin_where_jax_takes_them_as_they_are_and_do_not_overlap():
-    arrays = HostBuffers().empty([(3, 5), (7,), (2, 2)])
+    arrays = HostBuffers().empty(((3, 5), (7,), (2, 2)))
     assert all(array.ctypes.data % 64 == 0 for array in arrays)
     for number, array in enumerate(arrays):
         array[:] = number

@@ -15,9 +15,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
-from xlstm_jax.dataset.places import BatchPlan, Planner
+from xlstm_jax.dataset.places import Planner
 from xlstm_jax.dataset.position import Position, cursor_from_json, cursor_to_json
 from xlstm_jax.dataset.stages import stage
+from xlstm_jax.dataset.stretches import BatchPlan
 
 __all__ = ["EndOfData", "gather_json", "join_counts", "join_positions", "own_part"]
 

@@ -7,18 +7,19 @@ positions, shift and masks are written in the same pass. `assemble_plain` define
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xlstm_jax.dataset.buffers import HostBuffers
 from xlstm_jax.dataset.filling import COLUMNS, RowArrays, fill
-from xlstm_jax.dataset.pieces import pieces_of
-from xlstm_jax.dataset.places import PlacedRun
+from xlstm_jax.dataset.lanes import RowRun
+from xlstm_jax.dataset.pieces import RowPieces, pieces_of
+from xlstm_jax.dataset.stretches import PlacedRun
 from xlstm_jax.dataset.windows import Window
 
-__all__ = ["RowFormat", "Shift", "assemble", "assemble_plain"]
+__all__ = ["Located", "RowFormat", "Shift", "assemble", "assemble_plain", "locate"]
 
 
 class Shift(IntEnum):
@@ -48,49 +49,59 @@ class RowFormat:
         return self if length == self.length else replace(self, length=length)
 
 
+class Located(NamedTuple):
+    """Where the tokens of runs of rows lie."""
+
+    table: NDArray[np.int64]
+    """[runs, `COLUMNS`] see `fill`."""
+    held: list[RowPieces]
+    """What must not go before the addresses of the table."""
+
+
+def locate(runs: Sequence[RowRun], sources: Sequence[Any], formats: Sequence[RowFormat]) -> Located:
+    """Look for the tokens of some rows, or read them.
+
+    Args:
+        runs: The rows.
+        sources: The source of each dataset; only those of planned data are read.
+        formats: The row format of each dataset; all of the same length.
+    """
+    table, held = [], []
+    for dataset, window, start, stop in runs:
+        how = formats[dataset]
+        pieces, first = pieces_of(window, start, stop, sources[dataset], how.length)
+        held.append(pieces)
+        rows = len(pieces.document_idx)
+        table.append((start - first, rows, *pieces.addresses, how.shift, how.eod_token_id, how.infer_segments))
+    return Located(np.array(table, np.int64).reshape(-1, COLUMNS), held)
+
+
 def assemble(
-    runs: Sequence[PlacedRun],
-    rows: int,
-    sources: Sequence[Any],
-    formats: Sequence[RowFormat],
+    located: Located,
+    which: NDArray[np.int32],
+    row: NDArray[np.int32],
+    length: int,
     buffers: HostBuffers | None = None,
 ) -> RowArrays:
     """Build the rows of a batch, or of a part of one: what `assemble_plain` does, compiled.
 
     Args:
-        runs: Rows to build, each with its place in the result; what lies between them is padding.
-        rows: Rows of the result.
-        sources: The source of each dataset; only those of planned data are read.
-        formats: The row format of each dataset; all of the same length.
+        located: Where the tokens of the runs lie.
+        which: [rows] run of each row; -1 for padding.
+        row: [rows] row of the run's window.
+        length: Positions of a row.
         buffers: Where the memory of the result comes from.
     """
-    length = formats[0].length
-    shapes = [(rows, length)] * 6 + [(rows,)] * 2
-    out = RowArrays(*(HostBuffers() if buffers is None else buffers).empty(shapes))
-    table: list[tuple[int, ...]] = []
-    held = []
-    for at, (dataset, window, start, stop) in runs:
-        how = formats[dataset]
-        pieces, first = pieces_of(window, start, stop, sources[dataset], length)
-        held.append(pieces)
-        what = *pieces.addresses, how.shift, how.eod_token_id, how.infer_segments
-        table += [(row, first + begin, first + end, *what) for row, begin, end in _stretches(at)]
-    fill(np.array(sorted(table), np.int64).reshape(-1, COLUMNS), *out)
-    return out
-
-
-def _stretches(at: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """Rows that follow each other in a batch: (row of the batch, first, last + 1 of these rows)."""
-    if at[-1] - at[0] + 1 == len(at):
-        return [(int(at[0]), 0, len(at))]
-    heads = np.flatnonzero(np.diff(at, prepend=at[0] - 2) != 1)
-    return list(zip(at[heads].tolist(), heads.tolist(), [*heads[1:].tolist(), len(at)], strict=True))
+    rows = len(which)
+    out = (HostBuffers() if buffers is None else buffers).empty(((rows, length),) * 6 + ((rows,),) * 2)
+    fill(located.table, which, row, *out)
+    return RowArrays(*out)
 
 
 def assemble_plain(
     runs: Sequence[PlacedRun], rows: int, sources: Sequence[Any], formats: Sequence[RowFormat]
 ) -> RowArrays:
-    """The definition of `assemble`, position by position.
+    """The definition of `locate` and `assemble`, position by position.
 
     Segments are numbered from 1 in each row, one a piece; positions count from 0 in each segment; padding is 0.
     """

@@ -7,7 +7,7 @@ copy to a device is under way, and, where a device shares the host's memory (the
 
 import mmap
 from collections import deque
-from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 from math import prod
 
@@ -30,13 +30,11 @@ class HostBuffers:
     def __init__(self, spare: int = 8) -> None:
         self._spare: deque[_Memory] = deque(maxlen=spare)
 
-    def empty(self, shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.int32]]:
+    def empty(self, shapes: tuple[tuple[int, ...], ...]) -> list[NDArray[np.int32]]:
         """Uninitialised arrays of these shapes."""
-        counts = [prod(shape) for shape in shapes]
-        strides = [-(-count // _ITEMS) * _ITEMS for count in counts]
-        loan = np.asarray(_Loan(self._memory(max(1, sum(strides))), self._spare))
-        begins = accumulate(strides, initial=0)
-        return [loan[at : at + count].reshape(shape) for at, count, shape in zip(begins, counts, shapes, strict=False)]
+        items, parts = _layout(shapes)
+        loan = np.asarray(_Loan(self._memory(items), self._spare))
+        return [loan[part].reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _memory(self, items: int) -> "_Memory":
         while True:
@@ -47,6 +45,14 @@ class HostBuffers:
             # Memory of another size is from before the batches changed theirs.
             if memory.items == items:
                 return memory
+
+
+@lru_cache(maxsize=256)
+def _layout(shapes: tuple[tuple[int, ...], ...]) -> tuple[int, list[slice]]:
+    """Items in all, and where each array lies."""
+    counts = [prod(shape) for shape in shapes]
+    begins = list(accumulate((-(-count // _ITEMS) * _ITEMS for count in counts), initial=0))
+    return max(1, begins[-1]), [slice(at, at + count) for at, count in zip(begins, counts, strict=False)]
 
 
 class _Memory:

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlstm_jax.dataset.arguments import integer
-from xlstm_jax.dataset.places import BatchPlan
 from xlstm_jax.dataset.position import Position, PositionError
 from xlstm_jax.dataset.progress import Progress
 from xlstm_jax.dataset.run import Run
+from xlstm_jax.dataset.stretches import BatchPlan
 from xlstm_jax.dataset.windows import Window
 from xlstm_jax.dataset.workers import Readers
 

@@ -6,46 +6,29 @@ A feed plans batches in order, builds each in whatever thread is free, and keeps
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Protocol
 
 from xlstm_jax.dataset.agreement import EndOfData, gather_json, join_counts, join_positions, own_part
-from xlstm_jax.dataset.assembly import assemble
 from xlstm_jax.dataset.buffers import HostBuffers
+from xlstm_jax.dataset.building import Builder, HostBatch, reads_documents
 from xlstm_jax.dataset.contents import BatchContents, batch_contents
-from xlstm_jax.dataset.filling import RowArrays
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.passes import PassLength
-from xlstm_jax.dataset.places import BatchPlan, Planner, cut_runs
+from xlstm_jax.dataset.places import Planner
 from xlstm_jax.dataset.position import Position
 from xlstm_jax.dataset.progress import Progress
 from xlstm_jax.dataset.resume import resume
 from xlstm_jax.dataset.run import Run
 from xlstm_jax.dataset.schedule import BEGIN, Moment
-from xlstm_jax.dataset.stages import stage
+from xlstm_jax.dataset.stretches import BatchPlan
 from xlstm_jax.dataset.workers import Readers
 
-__all__ = ["Feed", "HostBatch", "RowFeed"]
+__all__ = ["Feed", "RowFeed"]
 
 LOGGER = logging.getLogger(__name__)
 
 AGREE_EVERY = 8
 """Batches for which processes agree at once whether streamed data goes on; as many are planned ahead."""
-
-
-class HostBatch(NamedTuple):
-    """One batch, as far as this process needs it."""
-
-    size: int
-    """Rows over all hosts."""
-    rows: Mapping[str, NDArray[np.int32]]
-    """This process's rows, by field."""
-    after: Any
-    """What `Feed.deliver` needs to know of it."""
-    ahead: Sequence[bool] = ()
-    """What `Feed.has_batch` needs to know of it."""
 
 
 class Feed(Protocol):
@@ -146,8 +129,7 @@ class RowFeed:
     def _begin(self, run: Run, position: Position) -> None:
         self._num_epochs = [dataset.num_epochs for dataset in run.datasets]
         self._run = run
-        # Streamed documents have been read when their rows are planned.
-        self.reads = any(dataset.planned and not dataset.source.in_place for dataset in run.datasets)
+        self.reads = reads_documents(run)
         self._begun_at = position
         self._progress = self._progress_from(position)
         self._pass_length = PassLength(run, self._documents)
@@ -173,7 +155,7 @@ class RowFeed:
         planner = self._run.plan_from(self._progress.position, self._lanes, self._readers)
         self._end = EndOfData(AGREE_EVERY) if self._spread and self._ends else None
         plans = _plans(planner, self._has_rows) if self._end is None else self._end.plans(planner, self._has_rows)
-        builder = _Builder(self._run, self._sharding, self._buffers)
+        builder = Builder(self._run, self._sharding, self._buffers)
         return (partial(builder.build, plan, ahead) for plan, ahead in plans)
 
     def _has_rows(self, plan: BatchPlan) -> bool:
@@ -283,37 +265,3 @@ def _plans(planner: Planner, has_rows: Callable[[BatchPlan], bool]) -> Iterator[
     """Plans, until the data ends."""
     while has_rows(plan := planner.next_batch()):
         yield plan, ()
-
-
-class _Builder:
-    """Builds batches of a run: what is the same for all of them is found out once."""
-
-    def __init__(self, run: Run, sharding: BatchSharding, buffers: HostBuffers) -> None:
-        self._sharding = sharding
-        self._buffers = buffers
-        self._sources = [dataset.source for dataset in run.datasets]
-        self._formats = [dataset.row_format for dataset in run.datasets]
-        self._padded = all(dataset.apply_padding for dataset in run.datasets)
-
-    def build(self, plan: BatchPlan, ahead: Sequence[bool]) -> HostBatch:
-        """The rows of a batch that this process needs."""
-        ranges = self._sharding.rows(plan.size)
-        needed, count = cut_runs(plan.runs, ranges), sum(stop - start for start, stop in ranges)
-        formats = self._formats
-        if plan.row_length != formats[0].length:
-            formats = [how.of_length(plan.row_length) for how in formats]
-        with stage("read", f"documents of the batch of step {plan.step}"):
-            rows = assemble(needed, count, self._sources, formats, self._buffers)
-        if not self._padded:
-            _refuse_padding(rows, plan.step)
-        return HostBatch(plan.size, rows._asdict(), plan.after, ahead)
-
-
-def _refuse_padding(rows: RowArrays, step: int) -> None:
-    segments = rows.inputs_segmentation  # Rows that hold nothing at all fill up the very last batch.
-    short = int(np.count_nonzero((segments[:, -1] == 0) & (segments[:, 0] != 0)))
-    if short:
-        raise ValueError(
-            f"apply_padding=False, and {short} rows of the batch of step {step} are shorter than "
-            f"max_target_length={rows.inputs.shape[1]}; rows of unequal length make no batch: pass apply_padding=True."
-        )

@@ -24,10 +24,10 @@ from xlstm_jax.dataset.vectors import (
 
 __all__ = ["COLUMNS", "RowArrays", "fill"]
 
-COLUMNS = 13
-"""Of the table that `fill` reads, a line for each run of rows: the row of the batch at which the run begins; its first
-and last + 1 row in its pieces; the addresses of these, as in `RowPieces.addresses`; shift, end-of-document token, and
-whether that token ends a segment."""
+COLUMNS = 12
+"""Of the table that `fill` reads, a line for each run of rows: the row of its window with which its pieces begin; rows
+that these make; their addresses, as in `RowPieces.addresses`; shift, end-of-document token, and whether that token ends
+a segment."""
 
 _TARGETS, _INPUTS = 1, 2
 _AHEAD, _TOGETHER = 16, 8
@@ -55,31 +55,23 @@ class RowArrays(NamedTuple):
 
 
 @kernel
-def fill(table: NDArray[np.int64], *arrays: NDArray[np.int32]) -> None:
-    """Write the rows of all runs, and padding between and behind them, to `RowArrays`; see `assemble_plain`."""
+def fill(
+    table: NDArray[np.int64], which: NDArray[np.int32], row_of: NDArray[np.int32], *arrays: NDArray[np.int32]
+) -> None:
+    """Write rows, each a row of one of the runs of the table, or (-1) padding, to `RowArrays`; see `assemble_plain`."""
     out = RowArrays(*arrays)
-    row = 0
-    for run in table:
-        row = _pad(out, row, run[0])
-        start, stop = run[1], run[2]
-        row_begin = numba.carray(as_pointer(run[3]), (stop + 1,), np.int32)
-        documents = numba.carray(as_pointer(run[8]), (stop,), np.int32)
-        sequences = numba.carray(as_pointer(run[9]), (stop,), np.int32)
-        for number in range(start, stop):
-            out.document_idx[row], out.sequence_idx[row] = documents[number], sequences[number]
-            _fill_row(out, row, run, row_begin[number], row_begin[number + 1], row_begin[stop])
-            row += 1
-    _pad(out, row, len(out.inputs))
-
-
-@kernel
-def _pad(out: RowArrays, start: int, stop: int) -> int:
-    """Make padding of whole rows."""
-    for row in range(start, stop):
-        _clear(out, row, 0)
-    out.document_idx[start:stop] = -1
-    out.sequence_idx[start:stop] = -1
-    return stop
+    for row in range(len(which)):
+        if which[row] < 0:
+            _clear(out, row, 0)
+            out.document_idx[row] = out.sequence_idx[row] = -1
+            continue
+        run = table[which[row]]
+        number, rows = row_of[row] - run[0], run[1]
+        row_begin = numba.carray(as_pointer(run[2]), (rows + 1,), np.int32)
+        documents = numba.carray(as_pointer(run[7]), (rows,), np.int32)
+        sequences = numba.carray(as_pointer(run[8]), (rows,), np.int32)
+        out.document_idx[row], out.sequence_idx[row] = documents[number], sequences[number]
+        _fill_row(out, row, run, row_begin[number], row_begin[number + 1], row_begin[rows])
 
 
 @kernel
@@ -96,11 +88,11 @@ def _clear(out: RowArrays, row: int, column: int) -> None:
 @kernel
 def _fill_row(out: RowArrays, row: int, run: NDArray[np.int64], first: int, last: int, last_of_run: int) -> None:
     """Write the pieces of a row, and the padding behind them."""
-    tokens_at = numba.carray(as_pointer(run[4]), (last_of_run,), np.int64)
-    targets_at = numba.carray(as_pointer(run[5]), (last,), np.int64)
-    lengths = numba.carray(as_pointer(run[6]), (last,), np.int32)
-    flags = numba.carray(as_pointer(run[7]), (last,), np.uint8)
-    shift, eod, infer = run[10], np.int32(run[11]), run[12]
+    tokens_at = numba.carray(as_pointer(run[3]), (last_of_run,), np.int64)
+    targets_at = numba.carray(as_pointer(run[4]), (last,), np.int64)
+    lengths = numba.carray(as_pointer(run[5]), (last,), np.int32)
+    flags = numba.carray(as_pointer(run[6]), (last,), np.uint8)
+    shift, eod, infer = run[9], np.int32(run[10]), run[11]
     column, room = 0, (len(out.inputs) - row) * out.inputs.shape[1]
     for p in range(first, last):
         if p % _TOGETHER == 0:

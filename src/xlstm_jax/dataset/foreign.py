@@ -19,8 +19,8 @@ from absl import flags
 from numpy.typing import NDArray
 
 from xlstm_jax.dataset.agreement import gather_json
+from xlstm_jax.dataset.building import HostBatch
 from xlstm_jax.dataset.contents import BatchContents
-from xlstm_jax.dataset.feed import HostBatch
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.position import PositionError
 from xlstm_jax.dataset.schedule import Moment

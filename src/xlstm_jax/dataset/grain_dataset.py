@@ -8,12 +8,11 @@ import grain
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm_jax.dataset.assembly import assemble
+from xlstm_jax.dataset.assembly import assemble, locate
 from xlstm_jax.dataset.config import DatasetConfig
 from xlstm_jax.dataset.filling import RowArrays
 from xlstm_jax.dataset.mixture import Mixture
 from xlstm_jax.dataset.order import shard_bounds
-from xlstm_jax.dataset.places import PlacedRun, Standing, cut_runs
 from xlstm_jax.dataset.position import Position, PositionError
 from xlstm_jax.dataset.progress import Progress
 from xlstm_jax.dataset.ramp_up import BatchSchedule
@@ -21,6 +20,7 @@ from xlstm_jax.dataset.resume import resume
 from xlstm_jax.dataset.row_lengths import RowLengthSchedule
 from xlstm_jax.dataset.run import Run
 from xlstm_jax.dataset.stages import no_end_within
+from xlstm_jax.dataset.stretches import PlacedRun, Standing, place_rows
 from xlstm_jax.dataset.timeline import Timeline
 from xlstm_jax.dataset.workers import Readers
 
@@ -131,13 +131,14 @@ class LLMDatasetIterator(grain.DatasetIterator[Row]):
         self._after = plan.after
         config = self._config
         start, stop = shard_bounds(plan.size, config.host_index, config.host_count)
-        runs = cut_runs(plan.runs, [(start, stop)])
+        runs = plan.runs_within([(start, stop)])
         self._passed += self._rows_in_batch
         self._rows_in_batch = sum(run.stop - run.start for _, run in runs)
         if self._part.step > 1:
             runs = _every_nth_row(runs, self._part.step, first=(self._part.start - self._passed) % self._part.step)
         self._own = sorted(row for at, _ in runs for row in at.tolist())
-        self._rows = assemble(runs, stop - start, [config.source], [config.row_format])
+        located = locate([run for _, run in runs], [config.source], [config.row_format])
+        self._rows = assemble(located, *place_rows(runs, stop - start), config.row_length)
         self._next = 0
         return True
 

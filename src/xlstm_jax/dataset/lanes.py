@@ -12,7 +12,7 @@ from xlstm_jax.dataset.repacking import repack
 from xlstm_jax.dataset.rounds import Rounds
 from xlstm_jax.dataset.windows import Window, Windows
 
-__all__ = ["Cursor", "Lane", "PositionError", "RowRun", "RowStream"]
+__all__ = ["Cursor", "Lane", "PositionError", "RowRun", "RowStream", "cursor_behind"]
 
 
 class PositionError(ValueError):
@@ -47,6 +47,17 @@ class RowRun(NamedTuple):
     window: Window
     start: int
     stop: int
+
+
+def cursor_behind(window: Window, rows: int, row_length: int) -> Cursor:
+    """Where a lane stands behind so many rows of a window.
+
+    Behind its last one that is the very next document, whatever has been planned ahead: a position never depends on
+    prefetching.
+    """
+    if rows < window.rows:
+        return Cursor(window.epoch, window.first, window.offset, rows, window.chain, window.before)
+    return Cursor(window.epoch, window.next_first, window.next_offset, pieces=window.next_before(row_length))
 
 
 class RowStream:
@@ -112,14 +123,9 @@ class RowStream:
             runs.append(RowRun(dataset, window, start, stop))
             count -= stop - start
             self._left -= stop - start
-            if stop < window.rows:
-                self._cursor = Cursor(window.epoch, window.first, window.offset, stop, window.chain, window.before)
-            else:
-                # Whatever has been planned ahead, the cursor moves to the very next document: a position never
-                # depends on prefetching.
+            self._cursor = cursor_behind(window, stop, self._length)
+            if stop == window.rows:
                 self._ready.popleft()
-                epoch, first, offset, pieces = self._behind(window)
-                self._cursor = Cursor(epoch, first, offset, 0, (), pieces)
         return runs
 
     def _plan(self) -> Window | None:
@@ -138,18 +144,14 @@ class RowStream:
                 self._next = (epoch + 1, 0, 0, 0)
                 self._epoch_had_rows = False
                 continue
-            self._next = self._behind(window)
+            self._next = (window.epoch, window.next_first, window.next_offset, window.next_before(self._length))
             if window.rows:
                 self._epoch_had_rows = True
                 return window
 
-    def _behind(self, window: Window) -> tuple[int, int, int, int]:
-        """Where the next window begins: epoch, document, tokens and pieces of it before."""
-        return window.epoch, window.next_first, window.next_offset, window.next_before(self._length)
-
     def _read(self, epoch: int, first: int, offset: int, before: int) -> Window | None:
         """The window that begins here, at the row length in force."""
-        (chain, row), self._had = self._had, ((), 0)
+        chain, row = self._had
         lengths, emitted = [*chain[::2], self._length], chain[1::2]
         windows = self._windows_of(lengths[0]) if emitted else self._windows
         window = windows.read(epoch, first, offset)
@@ -157,7 +159,10 @@ class RowStream:
             window = window._replace(before=before)
         for rows, length, then in zip(emitted, lengths, lengths[1:], strict=False):
             window = repack(self._goes_beyond(window, rows), length, rows, self._windows_of(then))
-        return self._goes_beyond(window, row) if row else window
+        if row:
+            window = self._goes_beyond(window, row)
+        self._had = (), 0  # Not before: where reading failed, it may be tried again.
+        return window
 
     def _goes_beyond(self, window: Window | None, rows: int) -> Window:
         """The window that a cursor stands in, behind so many of its rows."""
@@ -215,21 +220,6 @@ class Lane:
             taken[dataset] += 1
             chosen.append(dataset)
         return np.array(chosen, dtype=np.int32)
-
-    def take(self, chosen: NDArray[np.int32]) -> list[tuple[NDArray[np.int64], RowRun]]:
-        """The next rows, of which as many of each dataset must be `available`.
-
-        Each run comes with the places of its rows in `chosen`.
-        """
-        taken = []
-        # Of hundreds of datasets, a batch has rows of few in each lane.
-        for dataset in sorted(set(chosen.tolist())):
-            places = np.flatnonzero(chosen == dataset)
-            for run in self.streams[dataset].take(dataset, len(places)):
-                count = run.stop - run.start
-                taken.append((places[:count], run))
-                places = places[count:]
-        return taken
 
 
 def _stand_in(weights: Sequence[int], left: Sequence[int], lane: int, number: int) -> int:

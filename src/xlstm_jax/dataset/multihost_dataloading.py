@@ -10,8 +10,9 @@ from typing import Any, Self
 
 from xlstm_jax.dataset.arguments import integer
 from xlstm_jax.dataset.batch import batch_fields
+from xlstm_jax.dataset.building import HostBatch
 from xlstm_jax.dataset.contents import BatchContents
-from xlstm_jax.dataset.feed import Feed, HostBatch
+from xlstm_jax.dataset.feed import Feed
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.prefetch import OnDemand, Prefetcher
 from xlstm_jax.dataset.schedule import Moment

@@ -4,9 +4,12 @@ A run is a sequence of stages, each with a mixture of its own. Place n of a stag
 `n - m` of the stage's mixture sequence; lanes take the places in turn, each one in every round of S. A batch is the
 next B places, listed by lane. Nothing here knows of hosts, workers, prefetching or meshes, which is why none of them
 can change a batch.
+
+Batches of one shape and one stage are planned several at a time (a stretch): what takes a step of Python for each lane
+and dataset is then done once for all of them. How many is a matter of speed alone.
 """
 
-import itertools
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,87 +19,15 @@ from numpy.typing import NDArray
 from xlstm_jax.dataset.lanes import Cursor, Lane, RowRun
 from xlstm_jax.dataset.mixing import MixtureSequence, integer_weights
 from xlstm_jax.dataset.rounds import Rounds, rounds_at
-from xlstm_jax.dataset.schedule import Moment
+from xlstm_jax.dataset.schedule import Moment, Point
 from xlstm_jax.dataset.sources.records import Skipping
+from xlstm_jax.dataset.stretches import BatchPlan, Deal, StageStanding, Standing, Stretch
 from xlstm_jax.dataset.timeline import Timeline
 
-__all__ = ["BatchPlan", "Diet", "PlacedRun", "Planner", "StageStanding", "Standing", "cut_runs"]
+__all__ = ["Diet", "Planner"]
 
-
-class PlacedRun(NamedTuple):
-    """Consecutive rows of a window, and where each stands in a batch, in the same order."""
-
-    at: NDArray[np.int64]
-    """[rows] row of the batch, increasing."""
-    run: RowRun
-
-
-class StageStanding(NamedTuple):
-    """Where a run stands in the stage of its mixture."""
-
-    number: int
-    """Stages before, over the whole run."""
-    in_mixture: int
-    """Number of the stage in the mixture; -1 where a new one is to begin with the next batch."""
-    start: int
-    """Place at which the stage begins."""
-    asked: tuple[int, ...]
-    """Row weights that the mixture asks for."""
-    weights: tuple[int, ...]
-    """Those in force: 0 also for datasets that have ended."""
-    counts: tuple[int, ...]
-    """Entries of each dataset in this stage, before the round of the next place."""
-
-
-class Standing(NamedTuple):
-    """Where the lanes stand after a batch."""
-
-    moment: Moment
-    place: int
-    row_length: int
-    """Positions of the rows of the batch: cursors count in such rows."""
-    stage: StageStanding
-    drawn: tuple[int, ...]
-    """Rows of each dataset in this batch, from the lanes of this process."""
-    moved: Mapping[tuple[int, int], Cursor]
-    """(dataset, lane) → cursor, for the streams that moved in this batch."""
-    skipped: tuple[frozenset[int], ...] = ()
-    """Bad records of each dataset up to here; of streamed data."""
-
-
-class BatchPlan(NamedTuple):
-    """The rows of one training step, over all hosts."""
-
-    step: int
-    size: int
-    row_length: int
-    rows: int
-    """Rows that hold documents; the others are padding."""
-    whole: bool
-    """Whether it is more than a remainder: full, or (streamed data) full in at least one lane."""
-    runs: tuple[PlacedRun, ...]
-    after: Standing
-
-    def is_batch(self, *, drop_remainder: bool) -> bool:
-        """Whether there is this batch: it holds documents, and is no remainder that is left out."""
-        return bool(self.rows) and (self.whole or not drop_remainder)
-
-
-def cut_runs(runs: Sequence[PlacedRun], ranges: Sequence[tuple[int, int]]) -> list[PlacedRun]:
-    """What of the runs of a batch lies in some ranges of its rows, placed as if these stood end to end."""
-    cut = []
-    before = 0
-    for start, stop in ranges:
-        for at, run in runs:
-            if start <= at[0] and at[-1] < stop:
-                cut.append(PlacedRun(at + (before - start), run))
-                continue
-            low, high = np.searchsorted(at, (start, stop)).tolist()
-            if low < high:
-                part = run._replace(start=run.start + low, stop=run.start + high)
-                cut.append(PlacedRun(at[low:high] + (before - start), part))
-        before += stop - start
-    return cut
+STRETCH_BATCHES, STRETCH_ROWS = 8, 512
+"""A stretch has no more than so many batches, and several only of no more than so many rows."""
 
 
 class Diet(NamedTuple):
@@ -105,6 +36,8 @@ class Diet(NamedTuple):
     timeline: Timeline
     stage: Callable[[Moment], int]
     """Moment → number of the stage in force."""
+    points: Sequence[Point]
+    """Where that may change."""
     weights: Callable[[int, int], tuple[int, ...]]
     """Stage and row length → integer weight of each dataset."""
     finite: tuple[int, ...]
@@ -123,7 +56,10 @@ class Planner:
         lanes: All S lanes; None for those that this process does not read (streamed data).
         rounds: The rounds of the stage in force.
         diet: Batch shapes and weights.
-        standing: Where to begin.
+        moment: Where to begin, in steps, rows and tokens.
+        place: The place of the next row.
+        row_length: Positions of the rows that cursors count in.
+        stage: The stage in force.
         pad_ended_lanes: Whether a lane that has ended gives padding rows until all have ended (streamed data), instead
             of leaving its places to the others (planned data).
         skipping: What counts the bad records of each dataset, as windows are read (streamed data).
@@ -134,8 +70,11 @@ class Planner:
         lanes: Sequence[Lane | None],
         rounds: Rounds,
         diet: Diet,
-        standing: Standing,
         *,
+        moment: Moment,
+        place: int,
+        row_length: int,
+        stage: StageStanding,
         pad_ended_lanes: bool,
         skipping: Sequence[Skipping] = (),
     ) -> None:
@@ -143,31 +82,36 @@ class Planner:
         self._lanes = lanes
         self._rounds = rounds
         self._diet = diet
-        self._moment = standing.moment
-        self._place = standing.place
-        self._row_length = standing.row_length
-        self._stage = standing.stage
+        self._moment = moment
+        self._place = place
+        self._row_length = row_length
+        self._stage = stage
+        self._batches = 1
+        """Of the next stretch, at most: the first batches of a run are not to wait for others."""
+        self._planned: deque[BatchPlan] = deque()
         self._alive = dict.fromkeys(diet.finite, 0)
         """Of datasets that end: the first lane that may have rows."""
         self._pad_ended_lanes = pad_ended_lanes
 
     def next_batch(self) -> BatchPlan:
         """Plan the next batch; one of 0 rows says that the data has ended."""
-        size, length = self._diet.timeline.shape(self._moment)
-        moved = self._change_length(length)
-        chosen, place = (
-            self._deal(size) if self._keep_to_the_mixture() else ([_NOTHING] * len(self._lanes), self._place)
-        )
-        counts = [len(datasets) for datasets in chosen]
-        rows = sum(counts)
-        whole = max(counts) * len(counts) == size if self._pad_ended_lanes else rows == size
-        runs = self._take(chosen, self._first_rows(size, counts), moved)
-        after = self._stand(self._moment.after(1, size, length), place, chosen, moved)
-        plan = BatchPlan(self._moment.step, size, length, rows, whole, tuple(runs), after)
-        if plan.rows or self._pad_ended_lanes:
+        if not self._planned:
+            self._planned.extend(self._plan_stretch())
+        return self._planned.popleft()
+
+    def _plan_stretch(self) -> list[BatchPlan]:
+        _, size, length, steps = next(self._diet.timeline.segments(self._moment, self._diet.points))
+        begun = self._change_length(length)
+        if self._keep_to_the_mixture():
+            deal = self._deal_some(size, steps)
+        else:
+            deal = Deal([_NOTHING] * len(self._lanes), np.zeros((1, len(self._lanes)), np.int64), [self._place])
+        stretch, rounds = self._stretch(deal, size, begun)
+        plans = self._plans(deal, stretch, rounds)
+        if plans[-1].rows or self._pad_ended_lanes:
             # Where other processes read the other lanes, the run may go on although all lanes of this one have ended.
-            self._moment, self._place, self._stage = after.moment, after.place, after.stage
-        return plan
+            self._moment, self._place = plans[-1].after.moment, plans[-1].after.place
+        return plans
 
     def _change_length(self, length: int) -> dict[tuple[int, int], Cursor]:
         """Let all lanes go on in rows of this length; returns the cursors that this changes."""
@@ -208,14 +152,52 @@ class Planner:
             self._alive[dataset] += 1
         return True
 
-    def _deal(self, size: int) -> tuple[list[NDArray[np.int32]], int]:
-        """The datasets of each lane's rows, and the place after the batch."""
+    def _deal_some(self, size: int, steps: int | None) -> Deal:
+        """Deal out the places of several batches, if all goes on as it is meanwhile, and else of one."""
+        most = 1 if self._pad_ended_lanes else max(1, min(STRETCH_BATCHES, STRETCH_ROWS // size))
+        batches = min(self._batches, most, most if steps is None else steps)
+        self._batches = min(2 * batches, most)
+        deal = self._deal_ahead(size, batches) if batches > 1 else None
+        if deal is None:
+            self._batches = min(2, most)
+            return self._deal(size)
+        return deal
+
+    def _deal_ahead(self, size: int, batches: int) -> Deal | None:
+        """The places of so many batches; None where datasets end meanwhile, or something fails that comes later."""
+        places = [self._place + size * number for number in range(batches + 1)]
+        bounds = np.stack([self._rounds_at(place) for place in places])
+        try:
+            chosen = [
+                self._choose(lane, *rounds)
+                for lane, rounds in enumerate(zip(bounds[0], bounds[-1] - bounds[0], strict=True))
+            ]
+            if sum(map(len, chosen)) < size * batches or self._ends_with(chosen):
+                return None
+        except Exception:  # noqa: BLE001 - it is raised again for the batch that needs what failed
+            return None
+        return Deal(chosen, np.diff(bounds, axis=0), places[1:])
+
+    def _ends_with(self, chosen: Sequence[NDArray[np.int32]]) -> bool:
+        """Whether these rows of all lanes are the last of a dataset, or may be."""
+        finite = [dataset for dataset in self._diet.finite if self._stage.weights[dataset]]
+        taken = [np.bincount(datasets, minlength=len(self._stage.weights)) for datasets in chosen if finite]
+        return not all(
+            any(
+                lane is not None and lane.streams[dataset].available(int(rows[dataset]) + 1) > rows[dataset]
+                for lane, rows in zip(self._lanes, taken, strict=True)
+            )
+            for dataset in finite
+        )
+
+    def _deal(self, size: int) -> Deal:
+        """The places of one batch."""
         place = self._place + size
         first, behind = self._rounds_at(self._place), self._rounds_at(place)
         chosen = [self._choose(lane, *rounds) for lane, rounds in enumerate(zip(first, behind - first, strict=True))]
         if not self._pad_ended_lanes and sum(map(len, chosen)) < size:
-            return self._deal_to_the_rest(size)
-        return chosen, place
+            chosen, place = self._deal_to_the_rest(size)
+        return Deal(chosen, np.array([[len(datasets) for datasets in chosen]]), [place])
 
     def _choose(self, number: int, first_round: int, count: int) -> NDArray[np.int32]:
         lane = self._lanes[number]
@@ -225,7 +207,7 @@ class Planner:
         return np.array(rounds_at(place, self._stage.start, self._stage.weights, len(self._lanes)))
 
     def _deal_to_the_rest(self, size: int) -> tuple[list[NDArray[np.int32]], int]:
-        """As `_deal`, where some lanes have ended: their places are passed over."""
+        """Datasets of all lanes, and the place after, where some lanes have ended: their places are passed over."""
         shards = len(self._lanes)
         first = self._rounds_at(self._place)
         rounds = -(-size // shards) + 1
@@ -250,35 +232,73 @@ class Planner:
         each = [(lane, np.arange(at, at + count)) for lane, (at, count) in enumerate(zip(first, counts, strict=True))]
         return [self._stage.start + shards * rounds + turns_of[rounds - begin, lane] for lane, rounds in each]
 
-    def _first_rows(self, size: int, counts: Sequence[int]) -> list[int]:
-        """The row of the batch at which each lane's rows begin."""
-        shards = len(self._lanes)
-        if not self._pad_ended_lanes:
-            return list(itertools.accumulate(counts[:-1], initial=0))
-        assert size % shards == 0, "resuming and making a run refuse batches that lanes cannot share evenly"
-        return [size // shards * lane for lane in range(shards)]
+    def _stretch(self, deal: Deal, size: int, begun: Mapping[tuple[int, int], Cursor]) -> tuple[Stretch, list[int]]:
+        """Take the rows; and the first round that a lane still needs after each batch."""
+        rounds = [int(self._rounds_at(place).min()) for place in deal.places]
+        tally = self._rounds.tally(rounds[-1])
+        self._rounds.forget_before(rounds[-1])
+        rows = size * len(deal.counts)
+        which, row = np.full(rows, -1, np.int32), np.zeros(rows, np.int32)
+        streams, runs = self._take(deal, deal.rows_at(self._first_rows(size, deal.counts)), which, row)
+        stretch = Stretch(
+            size=size, row_length=self._row_length, stage=self._stage, tally=tally, begun=begun, streams=streams,
+            runs=runs, which=which, row=row,
+        )  # fmt: skip
+        return stretch, rounds
+
+    def _first_rows(self, size: int, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[batches, lanes] the row of the stretch at which each lane's rows of each batch begin."""
+        batches, shards = counts.shape
+        if self._pad_ended_lanes:
+            assert size % shards == 0, "resuming and making a run refuse batches that lanes cannot share evenly"
+            before = np.broadcast_to(size // shards * np.arange(shards), counts.shape)
+        else:
+            before = np.cumsum(counts, axis=1) - counts
+        begins: NDArray[np.int64] = size * np.arange(batches)[:, None] + before
+        return begins
 
     def _take(
-        self, chosen: Sequence[NDArray[np.int32]], at: Sequence[int], moved: dict[tuple[int, int], Cursor]
-    ) -> list[PlacedRun]:
-        runs: list[PlacedRun] = []
-        for number, (lane, datasets) in enumerate(zip(self._lanes, chosen, strict=True)):
-            if lane is None or not len(datasets):
-                continue
-            for places, run in lane.take(datasets):
-                runs.append(PlacedRun(at[number] + places, run))
-                moved[run.dataset, number] = lane.streams[run.dataset].cursor
-        return runs
+        self, deal: Deal, at: NDArray[np.int64], which: NDArray[np.int32], row: NDArray[np.int32]
+    ) -> tuple[list[tuple[int, int]], list[RowRun]]:
+        """Take rows from the streams, and write down run and row of what stands at each row of the stretch.
 
-    def _stand(
-        self,
-        moment: Moment,
-        place: int,
-        chosen: Sequence[NDArray[np.int32]],
-        moved: Mapping[tuple[int, int], Cursor],
-    ) -> Standing:
-        self._rounds.forget_before(int(self._rounds_at(place).min()))
-        stage = self._stage._replace(counts=self._rounds.counts)
-        drawn = np.bincount(np.concatenate(chosen), minlength=len(stage.weights)).tolist()
+        Args:
+            deal: What to take.
+            at: [rows] where each row stands, those of the first lane first.
+            which: Gets the run.
+            row: Gets the row of its window.
+
+        Returns:
+            Dataset and lane of each run, and the runs.
+        """
+        datasets, size = np.concatenate(deal.chosen), len(self._stage.weights)
+        keys = np.repeat(np.arange(len(deal.chosen)), [len(chosen) for chosen in deal.chosen]) * size + datasets
+        order = np.argsort(keys, kind="stable")
+        heads = np.flatnonzero(np.diff(keys[order], prepend=-1))
+        streams: list[tuple[int, int]] = []
+        runs: list[RowRun] = []
+        for key, count in zip(keys[order[heads]].tolist(), np.diff(heads, append=len(order)).tolist(), strict=True):
+            number, dataset = divmod(key, size)
+            lane = self._lanes[number]
+            assert lane is not None, "nothing is chosen for lanes that are not read"
+            taken = lane.streams[dataset].take(dataset, count)
+            runs += taken
+            streams += [(dataset, number)] * len(taken)
+        counts = np.array([run.stop - run.start for run in runs], np.int64)
+        starts = np.array([run.start for run in runs], np.int64)
+        places = at[order]
+        which[places] = np.repeat(np.arange(len(runs)), counts)
+        row[places] = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(len(places))
+        return streams, runs
+
+    def _plans(self, deal: Deal, stretch: Stretch, rounds: Sequence[int]) -> list[BatchPlan]:
+        step, size, length = self._moment.step, stretch.size, stretch.row_length
         skipped = tuple(skipping.documents for skipping in self._skipping)
-        return Standing(moment, place, self._row_length, stage, tuple(drawn), moved, skipped)
+        plans = []
+        for number, counts in enumerate(deal.counts.tolist()):
+            rows = sum(counts)
+            whole = max(counts) * len(counts) == size if self._pad_ended_lanes else rows == size
+            moment = self._moment.after(number + 1, size, length)
+            after = Standing(moment, deal.places[number], stretch, number + 1, rounds[number], skipped)
+            plans.append(BatchPlan(step + number, size, length, rows, whole, stretch, number, after))
+        return plans

@@ -8,12 +8,12 @@ import logging
 import time
 
 from xlstm_jax.dataset.arguments import integer
-from xlstm_jax.dataset.places import BatchPlan
 from xlstm_jax.dataset.plan import DatasetPlan, Plan, StagePlan
 from xlstm_jax.dataset.progress import Progress
 from xlstm_jax.dataset.regrets import find_regrets
 from xlstm_jax.dataset.run import Run
 from xlstm_jax.dataset.schedule import BEGIN, Moment
+from xlstm_jax.dataset.stretches import BatchPlan
 
 __all__ = ["make_plan"]
 

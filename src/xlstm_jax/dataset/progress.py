@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from xlstm_jax.dataset.config import DatasetConfig
-from xlstm_jax.dataset.places import StageStanding, Standing
 from xlstm_jax.dataset.position import Position
 from xlstm_jax.dataset.run import Run
 from xlstm_jax.dataset.schedule import Moment
+from xlstm_jax.dataset.stretches import StageStanding, Standing
 
 __all__ = ["Progress", "Stand"]
 
@@ -40,6 +40,8 @@ class Progress:
         self._position = position
         self._now: Position | Standing = position
         """Where the run stands, but for the cursors. A position is made of it when one is asked for."""
+        self._written = 0
+        """Batches of its stretch that cursors and rows below hold already."""
         self._cursors = {name: list(dataset.cursors) for name, dataset in position.datasets.items()}
         self._names = [dataset.name for dataset in run.datasets]
         self._given = [0] * len(self._names)
@@ -54,12 +56,25 @@ class Progress:
             self._deliver(after)
 
     def _deliver(self, after: Standing) -> None:
-        if after.stage.number != self._now.stage.number:
-            self._begin_stage(after.stage)
-        for (dataset, lane), cursor in after.moved.items():
-            self._cursors[self._names[dataset]][lane] = cursor
-        self._given = [had + more for had, more in zip(self._given, after.drawn, strict=True)]
+        now = self._now
+        if isinstance(now, Position) or now.stretch is not after.stretch:
+            self._write_down()
+            self._written = after.batches - 1
+            before = now.stage if isinstance(now, Position) else now.stretch.stage
+            if after.stretch.stage.number != before.number:
+                self._begin_stage(after.stretch.stage)
         self._now = after
+
+    def _write_down(self) -> None:
+        """Take over what the batches of the stretch have moved: once for all of them, or where somebody asks."""
+        now = self._now
+        if isinstance(now, Position) or now.batches == self._written:
+            return
+        for (dataset, lane), cursor in now.stretch.cursors(self._written, now.batches).items():
+            self._cursors[self._names[dataset]][lane] = cursor
+        drawn = now.stretch.drawn(self._written, now.batches)
+        self._given = [had + more for had, more in zip(self._given, drawn, strict=True)]
+        self._written = now.batches
 
     def _begin_stage(self, stage: StageStanding) -> None:
         """A stage begins with the next batch; all else stands as it did before it."""
@@ -98,6 +113,8 @@ class Progress:
     @property
     def counts(self) -> list[list[int]]:
         """Rows of each dataset since it began here, from the lanes of this process: before each stage, and in all."""
+        with self._lock:
+            self._write_down()
         return [*self._given_before, self._given]
 
     def settle(self, position: Position, counts: Sequence[Sequence[int]]) -> Position:
@@ -150,6 +167,7 @@ class Progress:
             return self._snapshot()
 
     def _snapshot(self) -> Position:
+        self._write_down()
         position, now = self._position, self._now
         skipped: Mapping[str, frozenset[int]] = {}
         if isinstance(now, Standing):

@@ -1,6 +1,7 @@
 """Rounds: whose turn it is at each place of a stage, and which dataset stands there."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,28 @@ from xlstm_jax.dataset.hashing import keyed_hash
 from xlstm_jax.dataset.mixing import MixtureSequence
 from xlstm_jax.dataset.order import keyed_permutation
 
-__all__ = ["Rounds", "rounds_at", "turns"]
+__all__ = ["Rounds", "Tally", "rounds_at", "turns"]
+
+
+class Tally(NamedTuple):
+    """How often each dataset has stood in the rounds of a stage."""
+
+    first: int
+    """First round that is known."""
+    counts: tuple[int, ...]
+    """Entries of each dataset before it."""
+    entries: NDArray[np.int32] | int
+    """[rounds, lanes] the datasets of the rounds from there on; or the only one that there is."""
+    num_shards: int
+
+    def before(self, number: int) -> tuple[int, ...]:
+        """Entries of each dataset before round `number`."""
+        passed = number - self.first
+        if isinstance(self.entries, int):
+            only, rows = self.entries, passed * self.num_shards
+            return tuple(count + rows if d == only else count for d, count in enumerate(self.counts))
+        more = np.bincount(self.entries[:passed].ravel(), minlength=len(self.counts))
+        return tuple((more + self.counts).tolist())
 
 
 class Rounds:
@@ -35,15 +57,10 @@ class Rounds:
         self._sequence = sequence
         self._num_shards = num_shards
         self._first = first
-        self._counts = np.array(sequence.counts, dtype=np.int64)
+        self._counts = sequence.counts
         self._entries = np.zeros((0, num_shards), dtype=np.int32)
         drawn = [d for d, weight in enumerate(self.weights) if weight]
         self._only = drawn[0] if len(drawn) == 1 else None
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Entries of each dataset before the first round that is still kept."""
-        return tuple(self._counts.tolist())
 
     def entries(self, lane: int, number: int, count: int) -> NDArray[np.int32]:
         """[count] int32: which datasets `lane` reads in the rounds from `number` on."""
@@ -53,16 +70,19 @@ class Rounds:
         self._extend(begin + count)
         return self._entries[begin : begin + count, lane]
 
+    def tally(self, number: int) -> Tally:
+        """Tells of all rounds up to `number`; stays true when these are forgotten."""
+        if self._only is not None:
+            return Tally(self._first, self._counts, self._only, self._num_shards)
+        self._extend(number - self._first)
+        return Tally(self._first, self._counts, self._entries, self._num_shards)
+
     def forget_before(self, number: int) -> None:
         """Drop the rounds that no lane needs any more."""
-        passed = number - self._first
+        self._counts = self.tally(number).before(number)
+        if self._only is None:
+            self._entries = self._entries[number - self._first :]
         self._first = number
-        if self._only is not None:
-            self._counts[self._only] += passed * self._num_shards
-            return
-        self._extend(passed)
-        self._counts += np.bincount(self._entries[:passed].ravel(), minlength=len(self._counts))
-        self._entries = self._entries[passed:]
 
     def turns(self, number: int) -> NDArray[np.int64]:
         """[lanes] place of each lane in round `number`."""

@@ -12,12 +12,13 @@ from xlstm_jax.dataset.lanes import Cursor, Lane, RowStream
 from xlstm_jax.dataset.lengths import LeftOut, refuse_long
 from xlstm_jax.dataset.mixing import MixtureSequence, integer_weights
 from xlstm_jax.dataset.mixture import Mixture
-from xlstm_jax.dataset.places import Diet, Planner, StageStanding, Standing
+from xlstm_jax.dataset.places import Diet, Planner
 from xlstm_jax.dataset.position import DatasetPosition, Position, PositionError, StagePosition
 from xlstm_jax.dataset.rounds import Rounds, rounds_at
 from xlstm_jax.dataset.schedule import BEGIN, Moment, Schedule
 from xlstm_jax.dataset.slices import LaneSlice
 from xlstm_jax.dataset.sources.records import Skipping, skipping_of
+from xlstm_jax.dataset.stretches import StageStanding
 from xlstm_jax.dataset.timeline import Timeline
 from xlstm_jax.dataset.windows import ChunkReader, PlannedWindows, StreamedWindows, Windows
 
@@ -249,11 +250,11 @@ class Run:
         ]
         finite = tuple(d for d, dataset in enumerate(self.datasets) if self.planned and dataset.num_epochs is not None)
         stops = self.mixture.when_one_ends == "stop"
-        diet = Diet(self.timeline, self.stages.index, self.weights, finite, stops)
-        standing = Standing(position.moment, place, position.row_length, stage, (), {})
+        diet = Diet(self.timeline, self.stages.index, self.stages.points, self.weights, finite, stops)
         return Planner(
-            built, rounds, diet, standing, pad_ended_lanes=not self.planned, skipping=list(skipping.values())
-        )
+            built, rounds, diet, moment=position.moment, place=place, row_length=position.row_length, stage=stage,
+            pad_ended_lanes=not self.planned, skipping=list(skipping.values()),
+        )  # fmt: skip
 
     def _streams(
         self,

@@ -1,0 +1,85 @@
+"""Builds batches: from a plan to the rows that this process needs of it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xlstm_jax.dataset.assembly import Located, assemble, locate
+from xlstm_jax.dataset.buffers import HostBuffers
+from xlstm_jax.dataset.filling import RowArrays
+from xlstm_jax.dataset.global_arrays import BatchSharding
+from xlstm_jax.dataset.lanes import RowRun
+from xlstm_jax.dataset.run import Run
+from xlstm_jax.dataset.stages import stage
+from xlstm_jax.dataset.stretches import BatchPlan, Stretch, place_rows
+
+__all__ = ["Builder", "HostBatch", "reads_documents"]
+
+
+class HostBatch(NamedTuple):
+    """One batch, as far as this process needs it."""
+
+    size: int
+    """Rows over all hosts."""
+    rows: Mapping[str, NDArray[np.int32]]
+    """This process's rows, by field."""
+    after: Any
+    """What `Feed.deliver` needs to know of it."""
+    ahead: Sequence[bool] = ()
+    """What `Feed.has_batch` needs to know of it."""
+
+
+def reads_documents(run: Run) -> bool:
+    """Whether to build a batch is to read documents: streamed ones have been read when their rows are planned."""
+    return any(dataset.planned and not dataset.source.in_place for dataset in run.datasets)
+
+
+class Builder:
+    """Builds batches of a run: what is the same for all of them is found out once."""
+
+    def __init__(self, run: Run, sharding: BatchSharding, buffers: HostBuffers) -> None:
+        self._sharding = sharding
+        self._buffers = buffers
+        self._sources = [dataset.source for dataset in run.datasets]
+        self._formats = [dataset.row_format for dataset in run.datasets]
+        self._padded = all(dataset.apply_padding for dataset in run.datasets)
+        self._reads = reads_documents(run)
+
+    def build(self, plan: BatchPlan, ahead: Sequence[bool]) -> HostBatch:
+        """The rows of a batch that this process needs."""
+        ranges = self._sharding.rows(plan.size)
+        with stage("read", f"documents of the batch of step {plan.step}"):
+            if self._reads:
+                runs = plan.runs_within(ranges)
+                located = self._locate([run for _, run in runs], plan.row_length)
+                which, row = place_rows(runs, sum(stop - start for start, stop in ranges))
+            else:
+                located = self._locate_stretch(plan.stretch)
+                which, row = plan.rows_within(ranges)
+            rows = assemble(located, which, row, plan.row_length, self._buffers)
+        if not self._padded:
+            _refuse_padding(rows, plan.step)
+        return HostBatch(plan.size, rows._asdict(), plan.after, ahead)
+
+    def _locate_stretch(self, stretch: Stretch) -> Located:
+        """Where all rows of a stretch lie; it is looked up once."""
+        with stretch.lock:
+            if "rows" not in stretch.located:
+                stretch.located["rows"] = self._locate(stretch.runs, stretch.row_length)
+            located: Located = stretch.located["rows"]
+            return located
+
+    def _locate(self, runs: Sequence[RowRun], row_length: int) -> Located:
+        return locate(runs, self._sources, [how.of_length(row_length) for how in self._formats])
+
+
+def _refuse_padding(rows: RowArrays, step: int) -> None:
+    segments = rows.inputs_segmentation  # Rows that hold nothing at all fill up the very last batch.
+    short = int(np.count_nonzero((segments[:, -1] == 0) & (segments[:, 0] != 0)))
+    if short:
+        raise ValueError(
+            f"apply_padding=False, and {short} rows of the batch of step {step} are shorter than "
+            f"max_target_length={rows.inputs.shape[1]}; rows of unequal length make no batch: pass apply_padding=True."
+        )
