@@ -157,18 +157,16 @@ def threads_of_loaders() -> set[threading.Thread]:
 
 
 @pytest.mark.parametrize(
-    ("cores", "prefetch", "kind", "builders"),
+    ("cores", "prefetch", "kind", "threads"),
     [(1, 4, list, 1), (2, 4, list, 1), (2, 4, Streamed, 1), (4, 4, list, 3), (9, 4, list, 4), (2, 4, Far, 2)],
 )
-def test_builders_leave_one_core_to_planning_and_training_unless_they_read(
-    cores, prefetch, kind, builders, monkeypatch
-):
+def test_what_prepares_batches_leaves_one_core_to_training_unless_it_reads(cores, prefetch, kind, threads, monkeypatch):
     monkeypatch.setattr(multihost_dataloading, "usable_cores", lambda: cores)
     before = threads_of_loaders()
     with make_job(kind, prefetch=prefetch).loader() as loader:
         draw(loader, 2)
         names = [thread.name for thread in threads_of_loaders() - before]
-        assert names.count("xlstm-data-build") == builders
+        assert names.count("xlstm-data-prepare") == threads
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -488,7 +486,7 @@ def test_a_foreign_read_that_returns_late_takes_no_row_of_a_restored_position(mo
         state = loader.get_state()
         assert reading.wait(60)
         loader.set_state(state)
-        late = next(thread for thread in threading.enumerate() if thread.name == "xlstm-data-plan")
+        late = next(thread for thread in threading.enumerate() if thread.name == "xlstm-data-prepare")
         head += first_tokens([next(loader)])
         go_on.set()
         late.join(60)

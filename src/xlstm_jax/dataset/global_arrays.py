@@ -157,7 +157,8 @@ class BatchSharding:
         if not ranges:
             return jax.make_array_from_single_device_arrays(shape, sharding, [], dtype=array.dtype)
 
-        return jax.make_array_from_callback(shape, sharding, partial(_part, array, size, ranges))
+        part = array.__getitem__ if ranges == ((0, size),) else partial(_part, array, size, ranges)
+        return jax.make_array_from_callback(shape, sharding, part)
 
 
 def _part(

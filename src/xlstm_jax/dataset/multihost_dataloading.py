@@ -263,7 +263,7 @@ class _Preparation:
         tasks = (partial(_prepare, task, self._make_batch) for task in self._feed.tasks())
         if not self._prefetch:
             return OnDemand(tasks)
-        # One core is left to the threads that plan and train: much of building holds the interpreter lock. To read from
+        # One core is left to the thread that trains: much of what is done here holds the interpreter lock. To read from
         # files does not.
         cores = usable_cores() if self._feed.reads else max(1, usable_cores() - 1)
         return Prefetcher(tasks, depth=self._prefetch, threads=min(self._prefetch, cores), board=self._watchdog.board)

@@ -22,15 +22,14 @@ step, and frees what it had before, which takes the interpreter lock several tim
 class Prefetcher(Generic[T]):
     """Iterates over the results of tasks, of which up to `depth` are done or under way ahead of their use.
 
-    One thread draws the tasks from `tasks` in order, so drawing may carry state; `threads` others run them, so tasks
-    must not depend on each other. An error in either is raised at its place in the order, and again by every later
-    step: a loop that catches it must not take the next result for the one that failed.
+    Each of `threads` threads draws the next of `tasks`, in order and one at a time, so drawing may carry state. It runs
+    them itself, so tasks must not depend on each other. An error in either is raised at its place in the order, and
+    again by every later step: a loop that catches it must not take the next result for the one that failed.
     """
 
     def __init__(self, tasks: Iterator[Callable[[], T]], *, depth: int, threads: int, board: Board) -> None:
         self._state = state = _State(tasks, depth)
-        roles = [("plan", state.draw), *[("build", state.build)] * threads]
-        self._threads = [start_thread(role, partial(_run, board, work)) for role, work in roles]
+        self._threads = [start_thread("prepare", partial(_run, board, state.prepare)) for _ in range(threads)]
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -104,17 +103,20 @@ class _State(Generic[T]):
     def __init__(self, tasks: Iterator[Callable[[], T]], depth: int) -> None:
         self._tasks = tasks
         self._depth = depth
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._first_done = threading.Condition(lock)
+        """For whoever takes results alone: each thread that is woken takes the interpreter lock from the others."""
+        self._may_draw = threading.Condition(lock)
         self._slots: deque[_Slot[T]] = deque()
         """Results that have not been taken, in order."""
-        self._to_run: deque[_Slot[T]] = deque()
+        self._drawing = False
         self._give_way_s = 0.0
         self._stopped = False
 
     def take(self) -> T:
         """The next result, once it is there."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopped or (self._slots and self._slots[0].done))
+        with self._first_done:
+            self._first_done.wait_for(lambda: self._stopped or (self._slots and self._slots[0].done))
             if self._stopped:
                 raise ValueError("This prefetcher has been closed.")
             slot = self._slots[0]
@@ -123,26 +125,36 @@ class _State(Generic[T]):
             self._slots.popleft()
             # A result that lay here tells how much time there is: where steps wait for results, there is none.
             self._give_way_s = min(GIVE_WAY_S, (time.monotonic() - slot.done_at) / 2)
-            self._changed.notify_all()
+            self._may_draw.notify()
             return slot.results[0]
 
-    def draw(self) -> None:
-        """Draw tasks in order, never more than `depth` ahead."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopped or len(self._slots) < self._depth)
-                self._changed.wait_for(lambda: self._stopped, timeout=self._give_way_s)
-                if self._stopped:
-                    return
-                self._give_way_s = 0.0
-            slot = self._draw_one()
-            with self._changed:
-                self._slots.append(slot)
-                if slot.task is not None:
-                    self._to_run.append(slot)
-                self._changed.notify_all()
-            if slot.task is None:  # Whether it is done tells nothing here: a task may have been run by now.
+    def prepare(self) -> None:
+        """Draw tasks, never more than `depth` ahead, and run them, until there are no more."""
+        while (slot := self._draw()) is not None:
+            if slot.task is not None:
+                slot.run()
+            with self._first_done:
+                self._first_done.notify()
+            if slot.task is None:  # Whether it is done tells nothing here.
                 return
+            del slot  # What it holds is not needed while the next is waited for.
+
+    def _draw(self) -> _Slot[T] | None:
+        """The next task, in a slot of its own; None where there will be none."""
+        with self._may_draw:
+            self._may_draw.wait_for(lambda: self._stopped or (len(self._slots) < self._depth and not self._drawing))
+            self._drawing = True
+            self._may_draw.wait_for(lambda: self._stopped, timeout=self._give_way_s)
+            if self._stopped:
+                return None
+            self._give_way_s = 0.0
+        slot = self._draw_one()
+        with self._may_draw:
+            self._slots.append(slot)
+            if slot.task is not None:  # Else nobody draws any more.
+                self._drawing = False
+                self._may_draw.notify()
+        return slot
 
     def _draw_one(self) -> _Slot[T]:
         try:
@@ -150,26 +162,13 @@ class _State(Generic[T]):
         except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
             return _Slot(None, error)
 
-    def build(self) -> None:
-        """Run tasks that have been drawn."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._to_run)
-                if self._stopped:
-                    return
-                slot = self._to_run.popleft()
-            slot.run()
-            with self._changed:
-                self._changed.notify_all()
-            del slot  # What it holds is not needed while the next is waited for.
-
     def stop(self) -> None:
         """Wake all who wait, for the last time."""
-        with self._changed:
+        with self._may_draw:
             self._stopped = True
-            self._to_run.clear()
             self._slots.clear()
-            self._changed.notify_all()
+            self._may_draw.notify_all()
+            self._first_done.notify_all()
 
 
 def _run(board: Board, work: Callable[[], None]) -> None:
