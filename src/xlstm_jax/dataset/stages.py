@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import TracebackType
 from typing import Literal, NamedTuple, TypeVar
 
 __all__ = ["Board", "Stage", "no_end_within", "stage"]
@@ -45,38 +46,44 @@ class Board:
         doing = sorted(self._doing.copy().values(), key=lambda entry: entry.since)
         return "; ".join(f"{entry.stage} ({entry.what}) for {now - entry.since:.1f} s" for entry in doing) or "nothing"
 
-    @contextmanager
-    def write(self, name: Stage, what: str) -> Iterator[None]:
-        """Write down a stage of this thread while it lasts."""
+    def write(self, doing: "_Doing | None") -> "_Doing | None":
+        """Write down what this thread does, None for nothing; returns what it did before."""
         thread = threading.get_ident()
-        before = self._doing.get(thread)
-        self._doing[thread] = _Doing(name, what, time.monotonic())
-        try:
-            yield
-        finally:
-            if before is None:
-                del self._doing[thread]
-            else:
-                self._doing[thread] = before
+        before = self._doing.pop(thread, None)
+        if doing is not None:
+            self._doing[thread] = doing
+        return before
 
 
 _BOARD: ContextVar[Board | None] = ContextVar("board", default=None)
 
 
-@contextmanager
-def stage(name: Stage, what: str) -> Iterator[None]:
-    """Do something in a stage: an error that leaves it carries a note of the innermost stage it came from."""
-    board = _BOARD.get()
-    try:
-        if board is None:
-            yield
-        else:
-            with board.write(name, what):
-                yield
-    except BaseException as error:
-        if not any(note.startswith(NOTE) for note in getattr(error, "__notes__", ())):
-            error.add_note(f"{NOTE}{name!r} ({what}).")
-        raise
+class stage:  # noqa: N801 - used as `with stage(...)`, several times for each batch: a generator would take longer
+    """Do something in a stage: an error that leaves it carries a note of the innermost stage it came from.
+
+    Args:
+        name: The stage.
+        what: What is done in it, in words.
+    """
+
+    __slots__ = ("_before", "_board", "_name", "_what")
+
+    def __init__(self, name: Stage, what: str) -> None:
+        self._name: Stage = name
+        self._what = what
+
+    def __enter__(self) -> None:
+        self._board = _BOARD.get()
+        if self._board is not None:
+            self._before = self._board.write(_Doing(self._name, self._what, time.monotonic()))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._board is not None:
+            self._board.write(self._before)
+        if error is not None and not any(note.startswith(NOTE) for note in getattr(error, "__notes__", ())):
+            error.add_note(f"{NOTE}{self._name!r} ({self._what}).")
 
 
 def no_end_within(step: Callable[[], T]) -> T:
