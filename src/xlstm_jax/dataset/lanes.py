@@ -197,6 +197,8 @@ class Lane:
         The lane's next row is that of round `number`.
         """
         entries = rounds.entries(self._number, number, count)
+        if rounds.only is not None and self.streams[rounds.only].available(count) == count:
+            return entries
         wanted = np.bincount(entries, minlength=len(self.streams)).tolist()
         if all(stream.available(rows) == rows for stream, rows in zip(self.streams, wanted, strict=True) if rows):
             return entries

@@ -26,7 +26,7 @@ from xlstm_jax.dataset.timeline import Timeline
 
 __all__ = ["Diet", "Planner"]
 
-STRETCH_BATCHES, STRETCH_ROWS = 8, 512
+STRETCH_BATCHES, STRETCH_ROWS = 16, 512
 """A stretch has no more than so many batches, and several only of no more than so many rows."""
 
 
@@ -168,10 +168,8 @@ class Planner:
         places = [self._place + size * number for number in range(batches + 1)]
         bounds = np.stack([self._rounds_at(place) for place in places])
         try:
-            chosen = [
-                self._choose(lane, *rounds)
-                for lane, rounds in enumerate(zip(bounds[0], bounds[-1] - bounds[0], strict=True))
-            ]
+            needed = zip(bounds[0].tolist(), (bounds[-1] - bounds[0]).tolist(), strict=True)
+            chosen = [self._choose(lane, *rounds) for lane, rounds in enumerate(needed)]
             if sum(map(len, chosen)) < size * batches or self._ends_with(chosen):
                 return None
         except Exception:  # noqa: BLE001 - it is raised again for the batch that needs what failed
@@ -194,14 +192,15 @@ class Planner:
         """The places of one batch."""
         place = self._place + size
         first, behind = self._rounds_at(self._place), self._rounds_at(place)
-        chosen = [self._choose(lane, *rounds) for lane, rounds in enumerate(zip(first, behind - first, strict=True))]
+        needed = zip(first.tolist(), (behind - first).tolist(), strict=True)
+        chosen = [self._choose(lane, *rounds) for lane, rounds in enumerate(needed)]
         if not self._pad_ended_lanes and sum(map(len, chosen)) < size:
             chosen, place = self._deal_to_the_rest(size)
         return Deal(chosen, np.array([[len(datasets) for datasets in chosen]]), [place])
 
     def _choose(self, number: int, first_round: int, count: int) -> NDArray[np.int32]:
         lane = self._lanes[number]
-        return _NOTHING if lane is None else lane.choose(self._rounds, int(first_round), int(count))
+        return _NOTHING if lane is None else lane.choose(self._rounds, first_round, count)
 
     def _rounds_at(self, place: int) -> NDArray[np.int64]:
         return np.array(rounds_at(place, self._stage.start, self._stage.weights, len(self._lanes)))
@@ -212,7 +211,7 @@ class Planner:
         first = self._rounds_at(self._place)
         rounds = -(-size // shards) + 1
         while True:
-            chosen = [self._choose(lane, begin, rounds) for lane, begin in enumerate(first)]
+            chosen = [self._choose(lane, begin, rounds) for lane, begin in enumerate(first.tolist())]
             # Lanes begin in one round or the next: of these, all know their rows.
             known = sum(
                 min(len(rows), rounds - int(begin - first.min())) for rows, begin in zip(chosen, first, strict=True)

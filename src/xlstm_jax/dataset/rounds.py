@@ -60,27 +60,28 @@ class Rounds:
         self._counts = sequence.counts
         self._entries = np.zeros((0, num_shards), dtype=np.int32)
         drawn = [d for d, weight in enumerate(self.weights) if weight]
-        self._only = drawn[0] if len(drawn) == 1 else None
+        self.only = drawn[0] if len(drawn) == 1 else None
+        """The dataset, where there is but one."""
 
     def entries(self, lane: int, number: int, count: int) -> NDArray[np.int32]:
         """[count] int32: which datasets `lane` reads in the rounds from `number` on."""
-        if self._only is not None:
-            return np.full(count, self._only, dtype=np.int32)
+        if self.only is not None:
+            return np.full(count, self.only, dtype=np.int32)
         begin = number - self._first
         self._extend(begin + count)
         return self._entries[begin : begin + count, lane]
 
     def tally(self, number: int) -> Tally:
         """Tells of all rounds up to `number`; stays true when these are forgotten."""
-        if self._only is not None:
-            return Tally(self._first, self._counts, self._only, self._num_shards)
+        if self.only is not None:
+            return Tally(self._first, self._counts, self.only, self._num_shards)
         self._extend(number - self._first)
         return Tally(self._first, self._counts, self._entries, self._num_shards)
 
     def forget_before(self, number: int) -> None:
         """Drop the rounds that no lane needs any more."""
         self._counts = self.tally(number).before(number)
-        if self._only is None:
+        if self.only is None:
             self._entries = self._entries[number - self._first :]
         self._first = number
 
