@@ -2,8 +2,7 @@
 
 import atexit
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -95,7 +94,7 @@ class MultiHostDataLoadIterator:
         Of data whose lengths are known only once documents are read, each process knows its own lanes. With several
         processes this is a collective then: all must call it, at the same step, from the thread that trains.
         """
-        with self._preparation.waiting("The position"):
+        with self._preparation.watchdog.waiting("The position"):
             return self._feed.get_state()
 
     def set_state(self, state: Mapping[str, Any], *, appended: Collection[str] = ()) -> None:
@@ -219,20 +218,14 @@ class _Preparation:
         self._feed = feed
         self._make_batch = make_batch
         self._prefetch = prefetch
-        self._watchdog = watchdog
+        self.watchdog = watchdog
         self._batches: Prefetcher[tuple[HostBatch, Any]] | OnDemand[tuple[HostBatch, Any]] | None = None
         self.closed = False
         atexit.register(self.close)
 
-    @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Watch a wait of the thread that trains."""
-        with self._watchdog.waiting(what), self._watchdog.board.in_use():
-            yield
-
     def next_batch(self) -> tuple[HostBatch, Any] | None:
         """The next batch, or None where the data has ended."""
-        with self.waiting("The next batch"):
+        with self.watchdog.waiting("The next batch"):
             if self._batches is None:
                 self._batches = batches = self._start()
                 if self.closed:  # By another thread, which did not see these.
@@ -256,7 +249,7 @@ class _Preparation:
             self._batches.stop()
         self._feed.close()
         self.stop()
-        self._watchdog.close()
+        self.watchdog.close()
         atexit.unregister(self.close)
 
     def _start(self) -> Prefetcher[tuple[HostBatch, Any]] | OnDemand[tuple[HostBatch, Any]]:
@@ -266,7 +259,7 @@ class _Preparation:
         # One core is left to the thread that trains: much of what is done here holds the interpreter lock. To read from
         # files does not.
         cores = usable_cores() if self._feed.reads else max(1, usable_cores() - 1)
-        return Prefetcher(tasks, depth=self._prefetch, threads=min(self._prefetch, cores), board=self._watchdog.board)
+        return Prefetcher(tasks, depth=self._prefetch, threads=min(self._prefetch, cores), board=self.watchdog.board)
 
 
 def _close_in_background(preparation: _Preparation) -> None:

@@ -172,5 +172,5 @@ class _State(Generic[T]):
 
 
 def _run(board: Board, work: Callable[[], None]) -> None:
-    with board.in_use():
-        work()
+    board.use()  # To the end of the thread.
+    work()

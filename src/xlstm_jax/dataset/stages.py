@@ -2,9 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Literal, NamedTuple, TypeVar
 
@@ -31,14 +30,13 @@ class Board:
     def __init__(self) -> None:
         self._doing: dict[int, _Doing] = {}
 
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Let the stages of this thread be written down here."""
-        token = _BOARD.set(self)
-        try:
-            yield
-        finally:
-            _BOARD.reset(token)
+    def use(self) -> "Token[Board | None]":
+        """Let the stages of this thread be written down here, until it is to `leave`."""
+        return _BOARD.set(self)
+
+    def leave(self, token: "Token[Board | None]") -> None:
+        """End what `use` began."""
+        _BOARD.reset(token)
 
     def describe(self) -> str:
         """What is under way, in words; what has been so for the longest comes first."""
