@@ -15,7 +15,7 @@ import grain
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from loading import FIELDS, Job, Streamed, as_arrays, assert_same, draw, make_documents, one_device_mesh
 from xlstm_jax.dataset import (
@@ -27,7 +27,6 @@ from xlstm_jax.dataset import (
     prefetch,
     threads,
 )
-from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.stages import Board
 
 KINDS = [list, Streamed]
@@ -514,18 +513,3 @@ def test_a_mesh_that_cuts_positions_as_well_takes_foreign_rows():
         batch = next(loader)
     assert {shard.data.shape for shard in batch.inputs.addressable_shards} == {(2, 2)}
     assert np.asarray(batch.inputs)[:, 0].tolist() == [0, 1, 2, 3]
-
-
-def test_arrays_of_one_device_are_those_of_several_and_no_part_of_the_host_s_memory():
-    rows = {"inputs": np.arange(32, dtype=np.int32).reshape(4, 8), "document_idx": np.arange(4, dtype=np.int32)}
-    for devices in jax.devices()[:1], jax.devices()[:2]:
-        mesh, spec = Mesh(np.array(devices), ("data",)), PartitionSpec("data", None)
-        arrays = BatchSharding.of(mesh, spec, 0, 1).arrays(4, rows)
-        for field, array in arrays.items():
-            assert array.sharding == NamedSharding(mesh, PartitionSpec(*spec[: array.ndim]))
-            assert array.committed
-            np.testing.assert_array_equal(array, rows[field])
-    kept = BatchSharding.of(Mesh(np.array(jax.devices()[:1]), ("data",)), None, 0, 1).arrays(4, rows)
-    jax.block_until_ready(kept)
-    rows["inputs"][:] = -1
-    assert np.array_equal(kept["inputs"].ravel(), np.arange(32))

@@ -1,6 +1,6 @@
 """Which rows of a batch this process needs, and how they become global `jax.Array`s."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Self
@@ -149,9 +149,6 @@ class BatchSharding:
         if self.played:
             (start, stop) = ranges[0]
             size, ranges = stop - start, ((0, stop - start),)
-        if self.mesh.size == 1 and ranges == ((0, size),):
-            put = _put_on_one_device(self.mesh, self.spec, tuple(array.ndim for array in rows.values()))
-            return dict(zip(rows, put(*rows.values()), strict=True))
         return {field: self._array(size, ranges, array) for field, array in rows.items()}
 
     def _array(self, size: int, ranges: Sequence[tuple[int, int]], array: NDArray[np.int32]) -> jax.Array:
@@ -175,18 +172,6 @@ def _part(
             return array[(slice(before + start - low, before + stop - low), *index[1:])]
         before += high - low
     raise AssertionError(f"rows {start} to {stop} are not among {ranges}")
-
-
-@lru_cache(maxsize=64)
-def _put_on_one_device(mesh: Mesh, spec: PartitionSpec, dimensions: tuple[int, ...]) -> Callable[..., Any]:
-    """What makes device arrays of whole host arrays of so many dimensions each.
-
-    A compiled identity: JAX takes its arguments without a step of Python for each, which for small batches takes longer
-    than the copy. Arguments of several devices would be taken in Python, as everywhere else.
-    """
-    shardings = tuple(_named(mesh, spec, count) for count in dimensions)
-    put: Callable[..., Any] = jax.jit(lambda *arrays: arrays, out_shardings=shardings)
-    return put
 
 
 @lru_cache(maxsize=64)
