@@ -5,7 +5,7 @@ import json
 import numpy as np
 from hypothesis import strategies as st
 
-from loading import Job, Streamed, draw, make_documents
+from loading import Job, Streamed, draw_passes, make_documents
 from plain_run import Plan
 
 POOL = ["a", "b", "c", "d"]
@@ -145,18 +145,20 @@ def plan_of(fixed, leg):
 
 
 def drive(job, steps, state):
-    """Global batches of a leg, and the state after it, which is the same on all hosts."""
-    parts, states = [], []
+    """Global batches of a leg, the lengths of its passes, and the state after it, which is the same on all hosts."""
+    parts, states, lengths = [], [], []
     for host in range(job.hosts):
         with job.loader(host) as loader:
             if state is not None:
                 loader.set_state(json.loads(json.dumps(state)))
-            parts.append(draw(loader, steps))
+            passes = draw_passes(loader, steps)
+            parts.append([batch for one in passes for batch in one])
+            lengths.append([len(one) for one in passes])
             states.append(loader.get_state())
-    assert all(after | {"passes": 0} == states[0] | {"passes": 0} for after in states)
-    return [{f: np.concatenate([b[f] for b in batch]) for f in batch[0]} for batch in zip(*parts, strict=True)], states[
-        0
-    ]
+    assert all(after == states[0] for after in states)
+    assert all(of_host == lengths[0] for of_host in lengths)
+    batches = [{f: np.concatenate([b[f] for b in batch]) for f in batch[0]} for batch in zip(*parts, strict=True)]
+    return batches, lengths[0], states[0]
 
 
 def rows_of(batch):

@@ -111,19 +111,21 @@ def draw(loader, count: int | None = None) -> list[dict[str, np.ndarray]]:
     """The next `count` batches, across passes; all of one pass if `count` is None."""
     if count is None:
         return [as_arrays(batch) for batch in loader]
-    if count == 0:
-        return []
-    batches = []
-    empty_passes = 0
+    return [batch for one in draw_passes(loader, count) for batch in one]
+
+
+def draw_passes(loader, count: int) -> list[list[dict[str, np.ndarray]]]:
+    """The next `count` batches, pass by pass."""
+    passes: list[list[dict[str, np.ndarray]]] = []
     # A pass may be empty where a loader goes on from the end of one; after two there is no more.
-    while empty_passes < 2:
-        before = len(batches)
+    while count and passes[-2:] != [[], []]:
+        passes.append([])
         for batch in loader:
-            batches.append(as_arrays(batch))
-            if len(batches) == count:
-                return batches
-        empty_passes = 0 if len(batches) > before else empty_passes + 1
-    return batches
+            passes[-1].append(as_arrays(batch))
+            count -= 1
+            if not count:
+                break
+    return passes
 
 
 def global_batches(job: Job, count: int | None = None, state=None) -> list[dict[str, np.ndarray]]:

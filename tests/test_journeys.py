@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 
 from journeys import LENGTH, POOL, documents_of, drive, job_of, journeys, plan_of, rows_of
+from plain_passes import PlainPasses
 from plain_run import NoRowsError, PlainRun, arrays_of
 
 
@@ -28,24 +29,39 @@ def test_rows_that_change_their_length_while_a_dataset_is_out_do_not_move_it(len
     assert_as_plain(fixed, legs)
 
 
+def draw_plain(model, passes, count):
+    """The next `count` batches of the plain run, pass by pass."""
+    drawn = []
+    while count and drawn[-2:] != [[], []]:
+        drawn.append([])
+        while count and not passes.ends_here() and (batch := model.batch()) is not None:
+            drawn[-1].append(batch)
+            count -= 1
+        if count:
+            passes.end()
+    return drawn
+
+
 def assert_as_plain(fixed, legs):
     """A run, leg by leg, yields what its plain model does."""
     packing = {"rule": fixed["rule"], "rows": fixed["window_rows"], "long_documents": fixed["long_documents"],
                "shuffle": fixed["shuffle"] and fixed["rule"] != "none"}  # fmt: skip
     model = PlainRun(fixed["shards"], packing, shuffle=fixed["shuffle"], streamed=fixed["streamed"])
-    state, revision = None, 0
+    passes, state, revision = PlainPasses(model), None, 0
     for number, leg in enumerate(legs):
         changed = number and (leg["names"], leg["stages"]) != (legs[number - 1]["names"], legs[number - 1]["stages"])
         revision += bool(changed)
         model.ask(plan_of(fixed, leg), fixed["documents"])
+        passes.ask()
         try:
-            expected = [batch for _ in range(leg["steps"]) if (batch := model.batch()) is not None]
+            expected = draw_plain(model, passes, leg["steps"])
         except NoRowsError:
             with pytest.raises(ValueError, match="gave no row in the whole of epoch"):
                 drive(job_of(fixed, leg, revision), leg["steps"], state)
             return
-        batches, state = drive(job_of(fixed, leg, revision), leg["steps"], state)
-        assert len(batches) == len(expected)
+        batches, lengths, state = drive(job_of(fixed, leg, revision), leg["steps"], state)
+        assert lengths == [len(one) for one in expected]
+        expected = [batch for one in expected for batch in one]
         for batch, (length, rows) in zip(batches, expected, strict=True):
             assert batch["inputs"].shape[1] == length
             assert rows_of(batch) == [arrays_of(fixed["documents"], row, length) for row in rows]

@@ -132,7 +132,7 @@ class RowFeed:
         self.reads = reads_documents(run)
         self._begun_at = position
         self._progress = self._progress_from(position)
-        self._pass_length = PassLength(run, self._documents)
+        self._pass_length = PassLength(run, position, self._documents)
 
     def _progress_from(self, position: Position) -> Progress:
         return Progress(self._run, position.in_lanes(self._lanes) if self._spread else position)
@@ -173,8 +173,8 @@ class RowFeed:
         """See `Feed.at_pass_end`."""
         position = self._progress.standing
         epochs = self._num_epochs
-        if None not in epochs and position.passes + 1 >= max(e or 0 for e in epochs):
-            return False  # It ends with the data.
+        if None not in epochs and self._pass_length.last(position.passes, max(e or 0 for e in epochs)):
+            return False
         end = position.place + self._run.timeline.shape(position.moment)[0]
         # Where a batch is larger than a pass, it is one: no pass is empty.
         within = self._pass_length.reaches(end, position.passes + 1)
@@ -194,8 +194,12 @@ class RowFeed:
 
     def restart(self) -> None:
         """See `Feed.restart`."""
-        self._begun_at = self._run.start()
-        self._progress = self._progress_from(self._begun_at)
+        start = self._run.start()
+        if start == self._begun_at:
+            self._progress = self._progress_from(start)
+        else:
+            self._pass_length.close()
+            self._begin(self._run, start)
 
     def get_state(self) -> dict[str, Any]:
         """See `Feed.get_state`."""
@@ -250,8 +254,9 @@ class RowFeed:
     def iterator_length(self) -> int:
         """See `Feed.iterator_length`."""
         rows, ends_with_data = self._pass_length.first
-        steps = self._run.timeline.whole_batches(rows)
-        left_over = ends_with_data and rows > self._run.timeline.moment(steps).rows
+        timeline, begin = self._run.timeline, self._begun_at.passes_from.moment
+        steps = timeline.whole_batches(rows, begin)
+        left_over = ends_with_data and rows > timeline.moment(begin.step + steps, begin).rows - begin.rows
         return steps + (left_over and not self._drop_remainder)
 
     def __repr__(self) -> str:

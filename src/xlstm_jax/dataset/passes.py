@@ -2,19 +2,20 @@
 
 import contextlib
 import threading
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
 from xlstm_jax.dataset.epochs import fewest_rows
+from xlstm_jax.dataset.position import Position
 from xlstm_jax.dataset.run import Piece, Run
-from xlstm_jax.dataset.schedule import BEGIN
 from xlstm_jax.dataset.threads import join_threads, start_thread
 
 __all__ = ["FirstPass", "PassLength"]
 
 
 class FirstPass(NamedTuple):
-    """The first pass of a run."""
+    """The first pass of a run, or the first that counts by the mixture of now."""
 
     rows: int
     """At least those of a batch, unless there are fewer."""
@@ -28,6 +29,9 @@ class _ClosedError(Exception):
 class PassLength:
     """Rows of passes: the i-th ends where every dataset has had its share of rows for i epochs.
 
+    They count from the place at which the run was given the mixture that it has: the pass that was under way there
+    begins anew, as what came before had shares of its own.
+
     With one mixture and one row length that is i · E, with E the largest, over the datasets, of (rows in epoch 0 /
     share of the rows). Where they change, a row is the part of an epoch that it is of all rows of its length. Datasets
     that no later stage reads do not count.
@@ -37,11 +41,14 @@ class PassLength:
 
     Args:
         run: The run.
+        position: Where it begins or goes on.
         documents: Documents of each dataset; where lengths are unknown, each is taken for one row.
     """
 
-    def __init__(self, run: Run, documents: list[int]) -> None:
+    def __init__(self, run: Run, position: Position, documents: list[int]) -> None:
         self._run = run
+        self._position = position
+        self._origin = position.passes_from
         self._documents = documents
         self._lock = threading.Lock()
         self._first: FirstPass | None = None
@@ -57,8 +64,13 @@ class PassLength:
                 self._first = self._count()
             return self._first
 
+    def last(self, passes: int, most_epochs: int) -> bool:
+        """Whether the data, of which no dataset is read more often, ends with the pass behind so many."""
+        return passes - self._origin.passes + 1 >= most_epochs
+
     def reaches(self, place: int, passes: int) -> bool:
         """Whether the first `passes` passes hold all places before `place`."""
+        place, passes = place - self._origin.place, passes - self._origin.passes
         if place <= self._end(passes, exact=False):
             if self._thread is None and 2 * place > self._end(passes, exact=False):
                 self._thread = start_thread("count", self._count_ahead)
@@ -88,27 +100,37 @@ class PassLength:
             self._end(1, exact=True)  # It is remembered.
 
     def _count(self) -> FirstPass:
+        before = self._position.moment.rows - self._origin.moment.rows
         if all(dataset.num_epochs == 1 for dataset in self._run.datasets):
-            return FirstPass(self._rows_of_one_epoch(), ends_with_data=True)
+            return FirstPass(before + self._rows_to_the_end(), ends_with_data=True)
         # Where a batch is larger than a pass, it is one.
-        end = max(self._end(1, exact=True), self._run.timeline.shape(BEGIN)[0])
-        if not any(self._may_end_in(piece, end) for piece in self._run.pieces() if piece.start.rows < end):
+        end = max(self._end(1, exact=True), self._run.timeline.shape(self._origin.moment)[0])
+        if not any(self._may_end_in(piece, end - before) for piece in self._pieces_before(end)):
             return FirstPass(end, ends_with_data=False)
-        if self._run.planned:
-            rows = self._run.count_rows(between=self._end_where_closed, most=end)
-        else:
-            rows = sum(self._fewest_rows(d) for d in range(len(self._documents)))
+        rows = before + self._rows_to_the_end(most=end - before)
         return FirstPass(min(rows, end), ends_with_data=rows < end)
 
-    def _rows_of_one_epoch(self) -> int:
-        """Rows of data of which every dataset goes on until its own epoch is out."""
-        if self._run.changes and self._run.planned:
-            return self._run.count_rows(between=self._end_where_closed)
-        piece = next(self._run.pieces())
-        return sum(self._epoch_rows(d, piece.length, exact=True) for d, weight in enumerate(piece.weights) if weight)
+    def _pieces_before(self, rows: int) -> Iterator[Piece]:
+        origin = self._origin.moment
+        return (piece for piece in self._run.pieces(origin) if piece.start.rows - origin.rows < rows)
+
+    def _rows_to_the_end(self, most: int | None = None) -> int:
+        """Rows from the position to the end of the data; it may end with counting behind `most` of them."""
+        simple = most is None and not self._run.varies and self._run.mixture.when_one_ends == "share"
+        if self._run.planned and not (simple and self._position.place == 0):
+            return self._run.count_rows(self._position, between=self._end_where_closed, most=most)
+        pieces = list(self._run.pieces(self._position.moment))
+        read = [d for d in range(len(self._documents)) if any(piece.weights[d] for piece in pieces)]
+        return sum(self._rows_left(d, pieces[0].length) for d in read)
+
+    def _rows_left(self, number: int, row_length: int) -> int:
+        """Rows that a dataset still has, where it is read from its beginning or each document is taken for one row."""
+        dataset = self._run.datasets[number]
+        rows = self._epoch_rows(number, row_length, exact=True) * (dataset.num_epochs or 0)
+        return max(0, rows - self._position.drawn[dataset.name])
 
     def _may_end_in(self, piece: Piece, rows: int) -> bool:
-        """Whether the data may end here, before so many rows."""
+        """Whether the data may end here, before so many rows from the position on."""
         drawn = [d for d, weight in enumerate(piece.weights) if weight]
         finite = [d for d in drawn if self._run.datasets[d].num_epochs is not None]
         if self._run.mixture.when_one_ends == "stop":
@@ -116,13 +138,14 @@ class PassLength:
         return finite == drawn and sum(map(self._fewest_rows, drawn)) < rows
 
     def _fewest_rows(self, number: int) -> int:
-        """A bound from below of the rows of all epochs of a dataset that ends."""
+        """A bound from below of the rows of all epochs of a dataset that have not begun."""
         dataset = self._run.datasets[number]
         if not dataset.planned:
             of_an_epoch = self._documents[number]
         else:
             of_an_epoch = min(fewest_rows(dataset, length) for length in set(self._run.timeline.rows.lengths.values))
-        return of_an_epoch * (dataset.num_epochs or 0)
+        begun = self._position.datasets[dataset.name].next_epoch
+        return of_an_epoch * max(0, (dataset.num_epochs or 0) - begun)
 
     def _end_where_closed(self) -> None:
         if self._closed and threading.current_thread() is self._thread:
@@ -139,7 +162,7 @@ class PassLength:
         epochs = [Fraction(0) for _ in self._documents]
         ends: dict[int, Fraction] = {}
         begun = 0
-        for piece in self._run.pieces():
+        for piece in self._run.pieces(self._origin.moment):
             total = sum(piece.weights)
             for d, weight in enumerate(piece.weights):
                 if not weight or d in ends:

@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from xlstm_jax.dataset.lanes import Cursor, PositionError
 from xlstm_jax.dataset.mixing import integer_weights
@@ -17,6 +17,7 @@ from xlstm_jax.dataset.schedule import BEGIN, Moment
 __all__ = [
     "POSITION_FILE",
     "DatasetPosition",
+    "PassOrigin",
     "Position",
     "PositionError",
     "StagePosition",
@@ -92,6 +93,27 @@ class DatasetPosition:
         )
 
 
+class PassOrigin(NamedTuple):
+    """Where a run stood when the mixture of now, by which its passes count, was given to it."""
+
+    moment: Moment = BEGIN
+    place: int = 0
+    passes: int = 0
+    """Passes that had ended."""
+
+    def to_json(self) -> dict[str, int]:
+        """As JSON."""
+        return {**self.moment._asdict(), "place": self.place, "passes": self.passes}
+
+    @classmethod
+    def parse(cls, entry: Mapping[str, Any]) -> "PassOrigin":
+        """Read what `to_json` writes."""
+        return cls(Moment(*(int(entry[unit]) for unit in Moment._fields)), int(entry["place"]), int(entry["passes"]))
+
+
+FIRST_PASS = PassOrigin()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StagePosition:
     """Where a run stands in the stage of its mixture that is in force."""
@@ -121,6 +143,8 @@ class Position:
     """The next place, counted over all batches of the run."""
     passes: int = 0
     """Passes that have ended."""
+    passes_from: PassOrigin = FIRST_PASS
+    """Where passes are counted from."""
     num_shards: int = 1
     row_length: int = 0
     """Positions of a row of the last delivered batch; cursors count in such rows."""
@@ -187,6 +211,8 @@ class Position:
                 for name, dataset in self.datasets.items()
             },
         }
+        if self.passes_from != FIRST_PASS:
+            state["passes_from"] = self.passes_from.to_json()
         if self.row_lengths:
             state["row_lengths"] = [list(change) for change in self.row_lengths]
         if self.retired:
@@ -230,6 +256,7 @@ class Position:
             moment=Moment(*(int(state[unit]) for unit in Moment._fields)),
             place=int(state["place"]),
             passes=int(state["passes"]),
+            passes_from=PassOrigin.parse(state["passes_from"]) if "passes_from" in state else FIRST_PASS,
             num_shards=int(state["num_shards"]),
             row_length=row_length,
             row_lengths=tuple(tuple(change) for change in state.get("row_lengths", ())),

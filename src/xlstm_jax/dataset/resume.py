@@ -12,7 +12,7 @@ from collections.abc import Collection
 from xlstm_jax.dataset.changes import changes
 from xlstm_jax.dataset.config import DatasetConfig
 from xlstm_jax.dataset.mixing import integer_weights
-from xlstm_jax.dataset.position import DatasetPosition, Position, PositionError, differences
+from xlstm_jax.dataset.position import DatasetPosition, PassOrigin, Position, PositionError, differences
 from xlstm_jax.dataset.run import Run
 from xlstm_jax.dataset.schedule import Point, Schedule
 from xlstm_jax.dataset.sources import fingerprint_of, fingerprint_of_first
@@ -61,7 +61,7 @@ def resume(
         )
     _refuse_documents_that_no_lane_has(run, saved)
     _refuse_shapes(run, saved, divisor, divisor_reason)
-    position = _adapt(run, saved)
+    position = dataclasses.replace(_adapt(run, saved), passes_from=_passes_from(run, before))
     for change in changes(run, before, position):
         LOGGER.info("At this restart, %s", change)
     return run, position
@@ -156,6 +156,19 @@ def _adapt(run: Run, saved: Position) -> Position:
         asked={name: saved.asked.get(name, 0) for name in names},
         counts={name: saved.counts.get(name, 0) for name in names},
     )
+
+
+def _passes_from(run: Run, saved: Position) -> PassOrigin:
+    """Where passes are counted from: from here on, where what they are counted by is no longer what it was."""
+    moment, origin = saved.moment, saved.passes_from
+    documents = {dataset.name: len(dataset.source) for dataset in run.datasets}
+    if (
+        run.mixture.digest(list(documents)) == saved.stage.digest
+        and all(documents[name] == int(of.settings["documents"]) for name, of in saved.datasets.items())
+        and (not run.varies or run.timeline.moment(moment.step, origin.moment) == moment)
+    ):
+        return origin
+    return PassOrigin(moment, saved.place, saved.passes)
 
 
 def _mixture_differences(run: Run, saved: Position) -> list[str]:

@@ -153,27 +153,23 @@ class Run:
         return self._epochs.tokens(dataset, row_length)
 
     @property
-    def changes(self) -> bool:
-        """Whether mixture or row length change, or the run stops before all its data is out."""
-        return (
-            len(self.stages.entries) > 1
-            or len(self.timeline.rows.lengths.entries) > 1
-            or self.mixture.when_one_ends == "stop"
-        )
+    def varies(self) -> bool:
+        """Whether mixture or row length change."""
+        return len(self.stages.entries) > 1 or len(self.timeline.rows.lengths.entries) > 1
 
-    def pieces(self) -> Iterator[Piece]:
-        """The run in pieces of one length and one mixture, as if it never stopped or ended."""
+    def pieces(self, start: Moment = BEGIN) -> Iterator[Piece]:
+        """The run from `start` on in pieces of one length and one mixture, as if it never stopped or ended."""
         stage = -1
         weights: tuple[int, ...] = ()
-        for start, size, length, steps in self.timeline.segments(points=self.stages.points):
-            number = self.stages.index(start)
+        for begin, size, length, steps in self.timeline.segments(start, self.stages.points):
+            number = self.stages.index(begin)
             if number != stage:
                 stage, weights = number, self.weights(number, length)
-            yield Piece(start, steps, None if steps is None else steps * size, length, stage, weights)
+            yield Piece(begin, steps, None if steps is None else steps * size, length, stage, weights)
 
-    def count_rows(self, *, between: Callable[[], None], most: int | None = None) -> int:
-        """Rows of a planned run, by planning all of it, or as far as `most` rows."""
-        planner = self.plan_from(self.start(), range(self.num_shards), {})
+    def count_rows(self, start: Position, *, between: Callable[[], None], most: int | None = None) -> int:
+        """Rows of a planned run from a position on, by planning all of it, or as far as `most` rows."""
+        planner = self.plan_from(start, range(self.num_shards), {})
         rows = 0
         while (most is None or rows < most) and (plan := planner.next_batch()).rows:
             between()
