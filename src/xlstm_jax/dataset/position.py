@@ -101,13 +101,9 @@ class PassOrigin(NamedTuple):
     passes: int = 0
     """Passes that had ended."""
 
-    def to_json(self) -> dict[str, int]:
-        """As JSON."""
-        return {**self.moment._asdict(), "place": self.place, "passes": self.passes}
-
     @classmethod
     def parse(cls, entry: Mapping[str, Any]) -> "PassOrigin":
-        """Read what `to_json` writes."""
+        """Read an entry of a saved position."""
         return cls(Moment(*(int(entry[unit]) for unit in Moment._fields)), int(entry["place"]), int(entry["passes"]))
 
 
@@ -212,7 +208,8 @@ class Position:
             },
         }
         if self.passes_from != FIRST_PASS:
-            state["passes_from"] = self.passes_from.to_json()
+            origin = self.passes_from
+            state["passes_from"] = {**origin.moment._asdict(), "place": origin.place, "passes": origin.passes}
         if self.row_lengths:
             state["row_lengths"] = [list(change) for change in self.row_lengths]
         if self.retired:
