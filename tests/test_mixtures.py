@@ -212,6 +212,16 @@ def test_a_pass_of_a_mixture_with_stages_lasts_until_every_dataset_has_been_seen
     assert len(job.loader(**ramp)) == 14  # The stage begins at row 44; 5 batches of 4 and 9 of 8 rows are within 97.
 
 
+@pytest.mark.parametrize(("documents", "batches"), [(4, 7), (12, 5)])
+def test_a_dataset_that_only_a_stage_between_reads_counts_where_that_stage_has_seen_all_of_it(documents, batches):
+    # Each of "a" has a row of its own; by their tokens alone, 12 of them could stand in the 8 rows of that stage.
+    sources = {"a": [np.full(LENGTH // 2 + 1, 1)] * documents, "b": [np.full(LENGTH, 2)] * 20}
+    stages = [{"at": {"rows": 24}, "weights": {"a": 1}}, {"at": {"rows": 32}, "weights": {"b": 1}}]
+    job = Job(sources, schedules={"mixture": {"weights": {"b": 1, "a": 0}, "stages": stages}})
+    with job.loader() as loader:
+        assert len(loader) == len(draw(loader)) == batches
+
+
 # --- When a dataset ends -------------------------------------------------------------------------------------------
 
 

@@ -162,7 +162,8 @@ class PassLength:
         epochs = [Fraction(0) for _ in self._documents]
         ends: dict[int, Fraction] = {}
         begun = 0
-        for piece in self._run.pieces(self._origin.moment):
+        pieces = list(self._run.pieces(self._origin.moment))
+        for piece in pieces:
             total = sum(piece.weights)
             for d, weight in enumerate(piece.weights):
                 if not weight or d in ends:
@@ -174,7 +175,9 @@ class PassLength:
                 else:
                     epochs[d] += piece.rows / an_epoch
             begun += piece.rows or 0
-        return int(max(ends.values()))
+        # Whether one counts that the last stage does not read, only its exact rows can tell.
+        counting = ends if exact else [d for d, weight in enumerate(pieces[-1].weights) if weight]
+        return int(max(ends[d] for d in counting))
 
     def _epoch_rows(self, number: int, row_length: int, *, exact: bool) -> int:
         dataset = self._run.datasets[number]
