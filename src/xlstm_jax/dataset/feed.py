@@ -38,7 +38,7 @@ class Feed(Protocol):
     """Whether to build a batch is to read documents from files."""
 
     def tasks(self) -> Iterator[Callable[[], HostBatch]]:
-        """What builds each of the following batches; drawn in one thread, in order, and run in any."""
+        """What builds each of the following batches; drawn one at a time, in order, and run in any thread."""
 
     def has_batch(self, batch: HostBatch) -> bool:
         """Whether there is this batch, on any process; asked in order, on the thread that trains."""

@@ -9,6 +9,7 @@ Batches of one shape and one stage are planned several at a time (a stretch): wh
 and dataset is then done once for all of them. How many is a matter of speed alone.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -105,9 +106,10 @@ class Planner:
         if self._keep_to_the_mixture():
             deal = self._deal_some(size, steps)
         else:
-            deal = Deal([_NOTHING] * len(self._lanes), np.zeros((1, len(self._lanes)), np.int64), [self._place])
-        stretch, rounds = self._stretch(deal, size, begun)
-        plans = self._plans(deal, stretch, rounds)
+            lanes = len(self._lanes)
+            round_ = int(self._rounds_at(self._place).min())
+            deal = Deal([_NOTHING] * lanes, np.zeros((1, lanes), np.int64), [self._place], [round_])
+        plans = self._plans(deal, self._stretch(deal, size, begun))
         if plans[-1].rows or self._pad_ended_lanes:
             # Where other processes read the other lanes, the run may go on although all lanes of this one have ended.
             self._moment, self._place = plans[-1].after.moment, plans[-1].after.place
@@ -157,24 +159,23 @@ class Planner:
         most = 1 if self._pad_ended_lanes else max(1, min(STRETCH_BATCHES, STRETCH_ROWS // size))
         batches = min(self._batches, most, most if steps is None else steps)
         self._batches = min(2 * batches, most)
-        deal = self._deal_ahead(size, batches) if batches > 1 else None
-        if deal is None:
-            self._batches = min(2, most)
-            return self._deal(size)
-        return deal
+        if batches > 1:
+            with contextlib.suppress(Exception):  # It is raised again for the batch that needs what failed.
+                deal = self._deal(size, batches)
+                if deal.rows == size * batches and not self._ends_with(deal.chosen):
+                    return deal
+            self._batches = 2
+        deal = self._deal(size, 1)
+        return deal if self._pad_ended_lanes or deal.rows == size else self._deal_to_the_rest(size)
 
-    def _deal_ahead(self, size: int, batches: int) -> Deal | None:
-        """The places of so many batches; None where datasets end meanwhile, or something fails that comes later."""
+    def _deal(self, size: int, batches: int) -> Deal:
+        """The places of so many batches; rows are missing where lanes have ended."""
         places = [self._place + size * number for number in range(batches + 1)]
         bounds = np.stack([self._rounds_at(place) for place in places])
-        try:
-            needed = zip(bounds[0].tolist(), (bounds[-1] - bounds[0]).tolist(), strict=True)
-            chosen = [self._choose(lane, *rounds) for lane, rounds in enumerate(needed)]
-            if sum(map(len, chosen)) < size * batches or self._ends_with(chosen):
-                return None
-        except Exception:  # noqa: BLE001 - it is raised again for the batch that needs what failed
-            return None
-        return Deal(chosen, np.diff(bounds, axis=0), places[1:])
+        needed = zip(bounds[0].tolist(), (bounds[-1] - bounds[0]).tolist(), strict=True)
+        chosen = [self._choose(lane, *rounds) for lane, rounds in enumerate(needed)]
+        counts = np.diff(bounds, axis=0) if batches > 1 else np.array([[len(datasets) for datasets in chosen]])
+        return Deal(chosen, counts, places[1:], bounds[1:].min(axis=1).tolist())
 
     def _ends_with(self, chosen: Sequence[NDArray[np.int32]]) -> bool:
         """Whether these rows of all lanes are the last of a dataset, or may be."""
@@ -188,16 +189,6 @@ class Planner:
             for dataset in finite
         )
 
-    def _deal(self, size: int) -> Deal:
-        """The places of one batch."""
-        place = self._place + size
-        first, behind = self._rounds_at(self._place), self._rounds_at(place)
-        needed = zip(first.tolist(), (behind - first).tolist(), strict=True)
-        chosen = [self._choose(lane, *rounds) for lane, rounds in enumerate(needed)]
-        if not self._pad_ended_lanes and sum(map(len, chosen)) < size:
-            chosen, place = self._deal_to_the_rest(size)
-        return Deal(chosen, np.array([[len(datasets) for datasets in chosen]]), [place])
-
     def _choose(self, number: int, first_round: int, count: int) -> NDArray[np.int32]:
         lane = self._lanes[number]
         return _NOTHING if lane is None else lane.choose(self._rounds, first_round, count)
@@ -205,8 +196,8 @@ class Planner:
     def _rounds_at(self, place: int) -> NDArray[np.int64]:
         return np.array(rounds_at(place, self._stage.start, self._stage.weights, len(self._lanes)))
 
-    def _deal_to_the_rest(self, size: int) -> tuple[list[NDArray[np.int32]], int]:
-        """Datasets of all lanes, and the place after, where some lanes have ended: their places are passed over."""
+    def _deal_to_the_rest(self, size: int) -> Deal:
+        """The places of one batch, where some lanes have ended: theirs are passed over."""
         shards = len(self._lanes)
         first = self._rounds_at(self._place)
         rounds = -(-size // shards) + 1
@@ -222,7 +213,9 @@ class Planner:
         places = self._places(first, [len(rows) for rows in chosen])
         dealt = np.sort(np.concatenate(places))[:size]
         last = int(dealt[-1]) if len(dealt) else self._place - 1
-        return [rows[: np.searchsorted(at, last, "right")] for rows, at in zip(chosen, places, strict=True)], last + 1
+        chosen = [rows[: np.searchsorted(at, last, "right")] for rows, at in zip(chosen, places, strict=True)]
+        counts = np.array([[len(datasets) for datasets in chosen]])
+        return Deal(chosen, counts, [last + 1], [int(self._rounds_at(last + 1).min())])
 
     def _places(self, first: NDArray[np.int64], counts: Sequence[int]) -> list[NDArray[np.int64]]:
         """The places of so many rounds of each lane, from its round `first` on."""
@@ -231,19 +224,17 @@ class Planner:
         each = [(lane, np.arange(at, at + count)) for lane, (at, count) in enumerate(zip(first, counts, strict=True))]
         return [self._stage.start + shards * rounds + turns_of[rounds - begin, lane] for lane, rounds in each]
 
-    def _stretch(self, deal: Deal, size: int, begun: Mapping[tuple[int, int], Cursor]) -> tuple[Stretch, list[int]]:
-        """Take the rows; and the first round that a lane still needs after each batch."""
-        rounds = [int(self._rounds_at(place).min()) for place in deal.places]
-        tally = self._rounds.tally(rounds[-1])
-        self._rounds.forget_before(rounds[-1])
+    def _stretch(self, deal: Deal, size: int, begun: Mapping[tuple[int, int], Cursor]) -> Stretch:
+        """Take the rows of a stretch."""
+        tally = self._rounds.tally(deal.rounds[-1])
+        self._rounds.forget_before(deal.rounds[-1])
         rows = size * len(deal.counts)
         which, row = np.full(rows, -1, np.int32), np.zeros(rows, np.int32)
         streams, runs = self._take(deal, deal.rows_at(self._first_rows(size, deal.counts)), which, row)
-        stretch = Stretch(
+        return Stretch(
             size=size, row_length=self._row_length, stage=self._stage, tally=tally, begun=begun, streams=streams,
             runs=runs, which=which, row=row,
         )  # fmt: skip
-        return stretch, rounds
 
     def _first_rows(self, size: int, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         """[batches, lanes] the row of the stretch at which each lane's rows of each batch begin."""
@@ -290,7 +281,7 @@ class Planner:
         row[places] = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(len(places))
         return streams, runs
 
-    def _plans(self, deal: Deal, stretch: Stretch, rounds: Sequence[int]) -> list[BatchPlan]:
+    def _plans(self, deal: Deal, stretch: Stretch) -> list[BatchPlan]:
         step, size, length = self._moment.step, stretch.size, stretch.row_length
         skipped = tuple(skipping.documents for skipping in self._skipping)
         plans = []
@@ -298,6 +289,6 @@ class Planner:
             rows = sum(counts)
             whole = max(counts) * len(counts) == size if self._pad_ended_lanes else rows == size
             moment = self._moment.after(number + 1, size, length)
-            after = Standing(moment, deal.places[number], stretch, number + 1, rounds[number], skipped)
+            after = Standing(moment, deal.places[number], stretch, number + 1, deal.rounds[number], skipped)
             plans.append(BatchPlan(step + number, size, length, rows, whole, stretch, number, after))
         return plans

@@ -53,6 +53,13 @@ class Deal(NamedTuple):
     """[batches, lanes] how many of them each batch has."""
     places: Sequence[int]
     """[batches] the place after each batch."""
+    rounds: Sequence[int]
+    """[batches] the first round that a lane still needs after each batch."""
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return sum(map(len, self.chosen))
 
     def rows_at(self, begins: NDArray[np.int64]) -> NDArray[np.int64]:
         """[rows] where each row of the stretch stands: lane after lane, and of each lane batch after batch.
