@@ -28,6 +28,7 @@ MESHES: dict[str, tuple[np.ndarray, tuple[str, ...], PartitionSpec | None]] = {
     "processes in reverse": (np.arange(12)[::-1], ("data",), PartitionSpec("data")),
     "processes in turn": (CROSSED.ravel(), ("data",), PartitionSpec("data")),
     "the first devices only": (np.arange(3), ("data",), PartitionSpec("data")),
+    "half of the devices": (np.arange(6), ("data",), PartitionSpec("data")),
     "the last devices only": (np.arange(8, 12), ("data",), PartitionSpec("data")),
     "rows and positions": (CROSSED, ("data", "seq"), PartitionSpec("data", "seq")),
     "positions alone": (np.arange(4), ("seq",), PartitionSpec(None, "seq")),

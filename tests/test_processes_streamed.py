@@ -26,7 +26,8 @@ STEPS = 4
 MANY = 1000
 SHARDS = 4
 CONTIGUOUS = ["one axis", "a model axis within processes"]
-BY_HOST = ["processes in reverse", "processes in turn", "a model axis across processes", "the first devices only"]
+BY_HOST = ["processes in reverse", "processes in turn", "a model axis across processes", "the first devices only",
+           "half of the devices"]  # fmt: skip
 """Meshes of which the helper must say which host a process is."""
 
 
@@ -60,6 +61,13 @@ ENDS = {
         "weights": None,
         "shuffle": False,
         "schedules": {"mixture": {"weights": {"first": 1}, "stages": [{"at": 6, "weights": {"later": 1}}]}},
+    },
+    "batches without rows before a stage of data that never ends": {
+        "datasets": {"first": Streamed(uneven_documents()[:40]), "later": Streamed(make_documents(1, 90, 40, 10_000))},
+        "weights": None,
+        "num_epochs": {"first": 1, "later": None},
+        "shuffle": False,
+        "schedules": {"mixture": {"weights": {"first": 1}, "stages": [{"at": 60, "weights": {"later": 1}}]}},
     },
     "two epochs": {"num_epochs": 2},
     "planned, uneven lanes": {"datasets": {"d": uneven_documents()}, "weights": None, "shuffle": False},

@@ -146,20 +146,20 @@ class RowFeed:
             return range(0)
         return self._run.lanes_of(self._sharding.host_index)
 
-    @property
-    def _ends(self) -> bool:
-        return None not in self._num_epochs
-
     def tasks(self) -> Iterator[Callable[[], HostBatch]]:
         """See `Feed.tasks`."""
         planner = self._run.plan_from(self._progress.position, self._lanes, self._readers)
-        self._end = EndOfData(AGREE_EVERY) if self._spread and self._ends else None
-        plans = _plans(planner, self._has_rows) if self._end is None else self._end.plans(planner, self._has_rows)
+        self._end = EndOfData(AGREE_EVERY) if self._spread and self._run.may_end else None
+        plans = _plans(planner, self._goes_on) if self._end is None else self._end.plans(planner, self._has_rows)
         builder = Builder(self._run, self._sharding, self._buffers)
         return (partial(builder.build, plan, ahead) for plan, ahead in plans)
 
     def _has_rows(self, plan: BatchPlan) -> bool:
         return plan.is_batch(drop_remainder=self._drop_remainder)
+
+    def _goes_on(self, plan: BatchPlan) -> bool:
+        # Of streamed data that never ends, a process whose devices need no rows has none, and goes on with the others.
+        return self._spread or self._has_rows(plan)
 
     def has_batch(self, batch: HostBatch) -> bool:
         """See `Feed.has_batch`."""
@@ -266,7 +266,7 @@ class RowFeed:
         return f"{names}, {size} rows of {length}, packing={rules}, num_shards={run.num_shards}"
 
 
-def _plans(planner: Planner, has_rows: Callable[[BatchPlan], bool]) -> Iterator[tuple[BatchPlan, Sequence[bool]]]:
+def _plans(planner: Planner, goes_on: Callable[[BatchPlan], bool]) -> Iterator[tuple[BatchPlan, Sequence[bool]]]:
     """Plans, until the data ends."""
-    while has_rows(plan := planner.next_batch()):
+    while goes_on(plan := planner.next_batch()):
         yield plan, ()

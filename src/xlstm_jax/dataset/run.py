@@ -116,6 +116,12 @@ class Run:
                 return dataset.num_shards
         return self.adopted.num_shards if self.adopted else self.datasets[0].host_count
 
+    @property
+    def may_end(self) -> bool:
+        """Whether a stage reads only datasets that end; a run of streamed data then may end in it."""
+        endless = [d for d, dataset in enumerate(self.datasets) if dataset.num_epochs is None]
+        return not all(any(weights[d] for d in endless) for weights in self.stages.values)
+
     def lanes_of(self, host_index: int) -> range:
         """Lanes that a host reads: of planned data all, of streamed data its own."""
         if self.planned:
