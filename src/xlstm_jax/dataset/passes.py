@@ -13,6 +13,9 @@ from xlstm_jax.dataset.threads import join_threads, start_thread
 
 __all__ = ["FirstPass", "PassLength"]
 
+ENDS_KEPT = 64
+"""Of so many passes it is remembered where they end: a batch may be many of them, and a run is many batches."""
+
 
 class FirstPass(NamedTuple):
     """The first pass of a run, or the first that counts by the mixture of now."""
@@ -83,7 +86,7 @@ class PassLength:
         # A batch may be many passes: they are not looked for one by one.
         low, high = passes, passes + 1
         while not self.reaches(place, high):
-            low, high = high, 2 * high
+            low, high = high, passes + 2 * (high - passes)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self.reaches(place, middle) else (middle, high)
@@ -153,9 +156,13 @@ class PassLength:
 
     def _end(self, passes: int, *, exact: bool) -> int:
         """Rows of the first `passes` passes, or a bound of them from below that takes no planning."""
-        if (passes, exact) not in self._ends:
-            self._ends[passes, exact] = self._seen(passes, exact=exact) if passes else 0
-        return self._ends[passes, exact]
+        end = self._ends.get((passes, exact))
+        if end is None:
+            end = self._seen(passes, exact=exact) if passes else 0
+            if len(self._ends) >= ENDS_KEPT:
+                self._ends.clear()
+            self._ends[passes, exact] = end
+        return end
 
     def _seen(self, passes: int, *, exact: bool) -> int:
         """Rows until every dataset has been seen so many times."""

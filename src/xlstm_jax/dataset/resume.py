@@ -14,7 +14,7 @@ from xlstm_jax.dataset.config import DatasetConfig
 from xlstm_jax.dataset.mixing import integer_weights
 from xlstm_jax.dataset.position import DatasetPosition, PassOrigin, Position, PositionError, differences
 from xlstm_jax.dataset.run import Run
-from xlstm_jax.dataset.schedule import Point, Schedule
+from xlstm_jax.dataset.schedule import Moment, Point, Schedule
 from xlstm_jax.dataset.sources import fingerprint_of, fingerprint_of_first
 
 __all__ = ["resume"]
@@ -165,10 +165,18 @@ def _passes_from(run: Run, saved: Position) -> PassOrigin:
     if (
         run.mixture.digest(list(documents)) == saved.stage.digest
         and all(documents[name] == int(of.settings["documents"]) for name, of in saved.datasets.items())
-        and (not run.varies or run.timeline.moment(moment.step, origin.moment) == moment)
+        and (not run.varies or _leads(run, origin.moment, moment))
     ):
         return origin
     return PassOrigin(moment, saved.place, saved.passes)
+
+
+def _leads(run: Run, origin: Moment, moment: Moment) -> bool:
+    """Whether the batches of now would have led from the one to the other."""
+    try:
+        return run.timeline.moment(moment.step, origin) == moment
+    except ValueError:  # One of them would have no whole number of rows.
+        return False
 
 
 def _mixture_differences(run: Run, saved: Position) -> list[str]:
