@@ -30,8 +30,8 @@ SPLIT = 47
 """Where those kinds that lie in two files are cut."""
 
 
-def write_array_record(path: Path, records, group_size: int = 1) -> Path:
-    writer = array_record_module.ArrayRecordWriter(str(path), f"group_size:{group_size}")
+def write_array_record(path: Path, records, group_size: int = 1, options: str = "") -> Path:
+    writer = array_record_module.ArrayRecordWriter(str(path), f"group_size:{group_size}{options}")
     for record in records:
         writer.write(record)
     writer.close()
@@ -58,13 +58,13 @@ def _token_store(folder):
     return TokenStore(folder)
 
 
-def _array_record(dtype, group_size=1):
+def _array_record(dtype, group_size=1, options=""):
     def write(folder):
-        parts = {"a": TOKENS[:SPLIT], "b": TOKENS[SPLIT:]}
-        paths = [
-            write_array_record(folder / f"{name}.array_record", [t.astype(dtype).tobytes() for t in part], group_size)
-            for name, part in parts.items()
-        ]
+        parts = {
+            folder / "a.array_record": [tokens.astype(dtype).tobytes() for tokens in TOKENS[:SPLIT]],
+            folder / "b.array_record": [tokens.astype(dtype).tobytes() for tokens in TOKENS[SPLIT:]],
+        }
+        paths = [write_array_record(path, records, group_size, options) for path, records in parts.items()]
         return ArrayRecordSource(paths, dtype=dtype)
 
     return write
@@ -92,6 +92,7 @@ PLANNED = {
     "token store": _token_store,
     "int32 array record": _array_record("int32"),
     "uint16 array record": _array_record("uint16"),
+    "uint16 array record, uncompressed": _array_record("uint16", options=",uncompressed"),
     "uint32 array record, grouped": _array_record("uint32", 8),
     "parquet": _parquet,
     "hugging face": _hugging_face,

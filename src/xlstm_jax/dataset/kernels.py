@@ -13,7 +13,10 @@ __all__ = ["kernel"]
 
 LOGGER = logging.getLogger(__name__)
 
-MODULES = ("kernels", "vectors", "order", "packing", "mixing", "pieces", "filling")
+MODULES = (
+    "kernels", "vectors", "sources.highway_hash", "sources.record_chunks", "order", "packing", "mixing", "pieces",
+    "filling",
+)  # fmt: skip
 """Those of this package that hold what is compiled."""
 
 P = ParamSpec("P")
@@ -47,7 +50,7 @@ def _digest() -> str:
     """
     folder = Path(__file__).parent
     return hashlib.blake2b(
-        b"".join((folder / f"{name}.py").read_bytes() for name in MODULES), digest_size=6
+        b"".join((folder / f"{name.replace('.', '/')}.py").read_bytes() for name in MODULES), digest_size=6
     ).hexdigest()
 
 

@@ -1,10 +1,11 @@
 """ArrayRecord files: records of utf-8 text, or of token ids as bytes."""
 
 import os
+import weakref
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,14 @@ from xlstm_jax.dataset.sources.open_files import OpenFiles
 from xlstm_jax.dataset.sources.progress import progress
 from xlstm_jax.dataset.sources.records import BAD_LENGTH, RecordError, RecordSource, changed_since_counted, checked_ids
 
+if TYPE_CHECKING:
+    from xlstm_jax.dataset.sources.record_chunks import RecordChunks
+
 __all__ = ["ArrayRecordSource"]
 
 _RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
+_OF_CHUNKS = {"group_size:1", "transpose:false", "pad_to_block_boundary:false", "uncompressed"}
+"""How files are written that `RecordChunks` reads."""
 _RECORDS_PER_SCAN = 4096
 _TOKEN_DTYPES = ("int32", "uint16", "uint32")
 
@@ -30,8 +36,8 @@ class ArrayRecordSource(RecordSource):
 
     The lengths of token records are found out in one pass over the files, when they are first asked for, and kept (see
     `cache`). Damage within a file is found by its checksums when the record is read; a group of records (the writer's
-    `group_size`) is damaged as a whole. Groups of one record make random reads fast; larger groups are read whole for
-    each of their records.
+    `group_size`) is damaged as a whole. Groups of one record make random reads fast, those of tokens that are not
+    compressed ("group_size:1,uncompressed") the fastest; larger groups are read whole for each of their records.
 
     Args:
         path: A file, or several.
@@ -61,11 +67,12 @@ class ArrayRecordSource(RecordSource):
 
     def _open(self) -> tuple[Sequence[int], bool]:
         self._files = as_files(self._paths)
-        self._readers = OpenFiles(lambda number: _open_file(self._files[number]))
+        self._readers = OpenFiles(lambda number: _RecordFile(self._files[number]))
+        self._chunks: dict[int, RecordChunks] = {}
         counts = []
         for number in range(len(self._files)):
-            with self._readers.use(number) as reader:
-                counts.append(reader.num_records())
+            with self._readers.use(number) as opened:
+                counts.append(opened.reader.num_records())
         return counts, self._dtype is not None
 
     def _arguments(self) -> dict[str, Any]:
@@ -95,8 +102,8 @@ class ArrayRecordSource(RecordSource):
     def _read_bytes(self, part: int, places: NDArray[np.int64]) -> list[bytes | RecordError]:
         """The records as they are; where they cannot be read together, one by one, to see which are bad."""
         try:
-            with self._readers.use(part) as reader:
-                return _read_many(reader, places)
+            with self._readers.use(part) as opened:
+                return _read_many(opened.reader, places)
         except RuntimeError as error:
             if "() failed" in str(error):
                 # The file system, not the file; another host may be luckier, so this is not to be skipped.
@@ -110,26 +117,42 @@ class ArrayRecordSource(RecordSource):
         assert self._dtype is not None
         documents = documents[self.lengths[documents] > 0]
         lengths = self.lengths[documents]
-        records: list[bytes | RecordError] = []
-        for part, _, places in self._documents.split(documents):
-            records += self._read_bytes(part, places)
-        read = [record for record in records if not isinstance(record, RecordError)]
-        if len(read) < len(records) or list(map(len, read)) != (lengths * self._dtype.itemsize).tolist():
-            self._refuse_first_wrong(documents, lengths, records)
-        tokens = np.frombuffer(b"".join(read), self._dtype)
+        read = [
+            self._read_chunks(part, places, lengths[which]) for part, which, places in self._documents.split(documents)
+        ]
+        tokens = read[0] if len(read) == 1 else np.concatenate([np.zeros(0, self._dtype), *read])
         return narrowed_ids(tokens, lengths, lambda n: self._where(*self._documents.locate(int(documents[n]))))
 
-    def _refuse_first_wrong(
-        self, documents: NDArray[np.int64], lengths: NDArray[Any], records: Sequence[bytes | RecordError]
-    ) -> NoReturn:
+    def _read_chunks(self, part: int, places: NDArray[np.int64], lengths: NDArray[Any]) -> NDArray[Any]:
+        """Tokens of the records at these places of a file, straight from it where that can be and all is well."""
         assert self._dtype is not None
-        for document, length, record in zip(documents.tolist(), lengths.tolist(), records, strict=True):
+        with self._readers.use(part) as opened:
+            found = None if opened.number is None else self._chunks_of(part).read(opened.number, places)
+        return self._read_joined(part, places, lengths) if found is None else found.view(self._dtype)
+
+    def _chunks_of(self, part: int) -> "RecordChunks":
+        from xlstm_jax.dataset.sources.record_chunks import RecordChunks  # noqa: PLC0415 - compiled, which loads Numba
+
+        chunks = self._chunks.get(part)
+        if chunks is None:  # Two threads may come here at a time; they make the same.
+            assert self._dtype is not None
+            lengths = self.lengths[slice(*self._documents.bounds(part))]
+            chunks = self._chunks[part] = RecordChunks(lengths, self._dtype.itemsize)
+        return chunks
+
+    def _read_joined(self, part: int, places: NDArray[np.int64], lengths: NDArray[Any]) -> NDArray[Any]:
+        """The same by the reader, which says what is wrong where something is."""
+        assert self._dtype is not None
+        read = []
+        for place, length, record in zip(
+            places.tolist(), lengths.tolist(), self._read_bytes(part, places), strict=True
+        ):
             if isinstance(record, RecordError):
                 raise record
             if len(record) != length * self._dtype.itemsize:
-                where = self._where(*self._documents.locate(document))
-                raise changed_since_counted(where, len(record) // self._dtype.itemsize, length)
-        raise AssertionError("one of them is wrong")
+                raise changed_since_counted(self._where(part, place), len(record) // self._dtype.itemsize, length)
+            read.append(record)
+        return np.frombuffer(b"".join(read), self._dtype)
 
     def _as_text(self, record: bytes, part: int, place: int) -> str | RecordError:
         try:
@@ -197,7 +220,23 @@ class ArrayRecordSource(RecordSource):
         return f"ArrayRecordSource({len(self)} records of {content}, {len(self._files)} files from {self._files[0]})"
 
 
-def _open_file(path: Path) -> Any:
+class _RecordFile:
+    """The reader of a file and, where its records may be read without one, the open file itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.reader = _open_reader(path)
+        options = set((self.reader.writer_options_string() or "").split(","))
+        self.number = os.open(path, os.O_RDONLY) if options >= _OF_CHUNKS else None
+        self._finalizer = None if self.number is None else weakref.finalize(self, os.close, self.number)
+
+    def close(self) -> None:
+        """Close both."""
+        self.reader.close()
+        if self._finalizer is not None:
+            self._finalizer()
+
+
+def _open_reader(path: Path) -> Any:
     module = require("array_record.python.array_record_module", "array_record")
     reader = module.ArrayRecordReader(os.fsencode(path), _RANDOM_ACCESS)
     if reader.ok():
