@@ -33,6 +33,9 @@ _TARGETS, _INPUTS = 1, 2
 _AHEAD, _TOGETHER = 16, 8
 """Pieces whose tokens are fetched into the cache ahead of the one that is copied, and how many at a time. Where no page
 table is in the cache either, fetches one after the other take half as long as fetches between copies."""
+_NEAR, _LINES = 4, 32
+"""The same for what such a piece has beyond its first line, and lines that are fetched of one. Processors find out by
+themselves that memory is read in order, but late: documents are short."""
 _LINE = 64
 """Bytes that are fetched together."""
 _PAGE = 4096
@@ -90,15 +93,12 @@ def _fill_row(out: RowArrays, row: int, run: NDArray[np.int64], first: int, last
     """Write the pieces of a row, and the padding behind them."""
     tokens_at = numba.carray(as_pointer(run[3]), (last_of_run,), np.int64)
     targets_at = numba.carray(as_pointer(run[4]), (last,), np.int64)
-    lengths = numba.carray(as_pointer(run[5]), (last,), np.int32)
-    flags = numba.carray(as_pointer(run[6]), (last,), np.uint8)
+    lengths = numba.carray(as_pointer(run[5]), (last_of_run,), np.int32)
+    flags = numba.carray(as_pointer(run[6]), (last_of_run,), np.uint8)
     shift, eod, infer = run[9], np.int32(run[10]), run[11]
     column, room = 0, (len(out.inputs) - row) * out.inputs.shape[1]
     for p in range(first, last):
-        if p % _TOGETHER == 0:
-            for later in range(p + _AHEAD, min(p + _AHEAD + _TOGETHER, last_of_run)):
-                prefetch(tokens_at[later])
-                prefetch(tokens_at[later] + _LINE // 2)
+        _fetch_ahead(p, tokens_at, lengths, flags)
         count, code, ends = int(lengths[p]), int(flags[p]) >> CODE_SHIFT, flags[p] & ENDS
         # Where targets are shifted, a document's last token has none: what stands behind it is not read.
         targeted = count - 1 if shift == _TARGETS and ends else count
@@ -122,6 +122,20 @@ def _fill_row(out: RowArrays, row: int, run: NDArray[np.int64], first: int, last
             _infer_segments(out, row, column, column + targeted, column + count, tokens_at[p], code, eod, shift)
         column += count
     _clear(out, row, column)
+
+
+@kernel
+def _fetch_ahead(p: int, tokens_at: NDArray[np.int64], lengths: NDArray[np.int32], flags: NDArray[np.uint8]) -> None:
+    """Fetch tokens of later pieces of a run into the cache."""
+    if p % _TOGETHER == 0:
+        for later in range(p + _AHEAD, min(p + _AHEAD + _TOGETHER, len(tokens_at))):
+            prefetch(tokens_at[later])
+            prefetch(tokens_at[later] + _LINE // 2)
+    if p % _NEAR == 0:
+        for later in range(p + _NEAR, min(p + 2 * _NEAR, len(tokens_at))):
+            size = int(lengths[later]) * _size(int(flags[later]) >> CODE_SHIFT)
+            for byte in range(_LINE, min(size, _LINES * _LINE), _LINE):
+                prefetch(tokens_at[later] + byte)
 
 
 @kernel
