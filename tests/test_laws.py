@@ -5,7 +5,6 @@ import json
 import sys
 import threading
 from dataclasses import dataclass
-from functools import partial
 
 import grain
 import numpy as np
@@ -14,8 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loading import FIELDS, Job, Streamed, assert_same, draw, global_batches, make_documents, real_tokens, rows_of
-from xlstm_jax.dataset.prefetch import Prefetcher
-from xlstm_jax.dataset.stages import Board
 
 PACKINGS = [None, "best_fit", "first_fit", "concat_split"]
 
@@ -105,20 +102,6 @@ def test_streamed_batches_are_the_same_with_any_number_of_workers(without_worker
 def test_batches_do_not_depend_on_prefetching(prefetch):
     job = Job(mixture(), weights=[3, 2, 1])
     assert_same(draw(job.loader(), 12), draw(Job(**{**vars(job), "prefetch": prefetch}).loader(), 12))
-
-
-def test_prefetching_comes_to_the_end_however_its_threads_are_interrupted():
-    interval = sys.getswitchinterval()
-    ahead = Prefetcher((partial(int, n) for n in range(10_000)), depth=2, threads=2, board=Board())
-    too_late = threading.Timer(60, ahead.stop)
-    sys.setswitchinterval(1e-6)
-    try:
-        too_late.start()
-        assert list(ahead) == list(range(10_000))
-    finally:
-        sys.setswitchinterval(interval)
-        too_late.cancel()
-        ahead.close()
 
 
 # --- Law 2: resume -----------------------------------------------------------------------------------------------

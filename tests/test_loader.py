@@ -6,9 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 import grain
@@ -24,10 +21,8 @@ from xlstm_jax.dataset import (
     PositionError,
     make_grain_multihost_iterator,
     multihost_dataloading,
-    prefetch,
     threads,
 )
-from xlstm_jax.dataset.stages import Board
 
 KINDS = [list, Streamed]
 
@@ -178,37 +173,6 @@ def test_no_thread_outlives_a_loader(kind, prefetch):
         draw(loader, 2)
         assert threads_of_loaders() > before
     assert threads_of_loaders() <= before
-
-
-def test_the_next_batch_is_begun_a_moment_after_one_that_lay_ready_was_taken(monkeypatch):
-    monkeypatch.setattr(prefetch, "GIVE_WAY_S", 0.1)
-    begun, ready = [], threading.Event()
-
-    def tasks():
-        while True:
-            begun.append(time.monotonic())
-            yield ready.set
-
-    ahead = prefetch.Prefetcher(tasks(), depth=1, threads=1, board=Board())
-    assert ready.wait(60)
-    next(ahead)  # Which may have been waited for.
-    while not ahead._state._slots or not ahead._state._slots[0].done:
-        time.sleep(0.01)
-    time.sleep(0.2)
-    taken = time.monotonic()
-    next(ahead)
-    next(ahead)
-    assert begun[2] - taken >= 0.1
-    ahead.close()
-
-
-def test_a_loop_that_waits_for_its_batches_is_not_given_way_to(monkeypatch):
-    monkeypatch.setattr(prefetch, "GIVE_WAY_S", 1.0)
-    ahead = prefetch.Prefetcher((partial(int, n) for n in range(100)), depth=1, threads=1, board=Board())
-    start = time.monotonic()
-    assert list(islice(ahead, 100)) == list(range(100))
-    assert time.monotonic() - start < 50
-    ahead.close()
 
 
 def test_a_loader_that_nobody_holds_ends_its_threads():

@@ -36,6 +36,8 @@ class Feed(Protocol):
 
     reads: bool
     """Whether to build a batch is to read documents from files."""
+    waits: bool
+    """Whether to prepare a batch may be to wait: for files, workers, or code of others."""
 
     def tasks(self) -> Iterator[Callable[[], HostBatch]]:
         """What builds each of the following batches; drawn one at a time, in order, and run in any thread."""
@@ -130,6 +132,7 @@ class RowFeed:
         self._num_epochs = [dataset.num_epochs for dataset in run.datasets]
         self._run = run
         self.reads = reads_documents(run)
+        self.waits = self.reads or not run.planned
         self._begun_at = position
         self._progress = self._progress_from(position)
         self._pass_length = PassLength(run, position, self._documents)

@@ -49,6 +49,7 @@ class ForeignFeed:
     """
 
     reads = False
+    waits = True
 
     def __init__(
         self,

@@ -259,7 +259,13 @@ class _Preparation:
         # One core is left to the thread that trains: much of what is done here holds the interpreter lock. To read from
         # files does not.
         cores = usable_cores() if self._feed.reads else max(1, usable_cores() - 1)
-        return Prefetcher(tasks, depth=self._prefetch, threads=min(self._prefetch, cores), board=self.watchdog.board)
+        return Prefetcher(
+            tasks,
+            depth=self._prefetch,
+            threads=min(self._prefetch, cores),
+            helped=not self._feed.waits,
+            board=self.watchdog.board,
+        )
 
 
 def _close_in_background(preparation: _Preparation) -> None:

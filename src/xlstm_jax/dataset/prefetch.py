@@ -1,11 +1,16 @@
-"""Work done ahead of its use, in threads, in order."""
+"""Work done ahead of its use, in threads, in order.
 
+What threads hand to each other goes through `SimpleQueue`s, which take one lock in C where a condition takes several in
+Python: of a batch that is built in 80 µs, handing over by conditions took another 40.
+"""
+
+import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Generic, TypeVar
+from queue import SimpleQueue
+from typing import Generic, NamedTuple, TypeVar
 
 from xlstm_jax.dataset.stages import Board
 from xlstm_jax.dataset.threads import join_threads, start_thread
@@ -17,6 +22,9 @@ T = TypeVar("T")
 GIVE_WAY_S = 0.002
 """How long the threads let whoever has taken a result go on, at most, before they do the next: it is about to start a
 step, and frees what it had before, which takes the interpreter lock several times."""
+HAND_OVER_S = 0.0001
+"""About what it takes two threads that share the interpreter lock to hand over a result. Whoever comes back for the
+next one sooner is better off running its task."""
 
 
 class Prefetcher(Generic[T]):
@@ -25,25 +33,51 @@ class Prefetcher(Generic[T]):
     Each of `threads` threads draws the next of `tasks`, in order and one at a time, so drawing may carry state. It runs
     them itself, so tasks must not depend on each other. An error in either is raised at its place in the order, and
     again by every later step: a loop that catches it must not take the next result for the one that failed.
+
+    Args:
+        tasks: The tasks.
+        depth: Results ahead.
+        threads: How many threads there are.
+        helped: Whether a step runs its task itself where no thread has begun it; for tasks that wait for nothing, since
+            a step that runs one cannot be told to stop waiting.
+        board: Where threads write down what they do.
     """
 
-    def __init__(self, tasks: Iterator[Callable[[], T]], *, depth: int, threads: int, board: Board) -> None:
-        self._state = state = _State(tasks, depth)
-        self._threads = [start_thread("prepare", partial(_run, board, state.prepare)) for _ in range(threads)]
+    def __init__(
+        self, tasks: Iterator[Callable[[], T]], *, depth: int, threads: int, helped: bool, board: Board
+    ) -> None:
+        self._ahead = ahead = _Ahead(tasks, depth, threads)
+        self._threads = [start_thread("prepare", partial(_run, board, ahead.prepare)) for _ in range(threads)]
+        self._helped = helped
+        self._taken = 0
+        self._left_at = 0.0
+        self._come: dict[int, _Outcome[T]] = {}
+        """Task → its outcome, of those that have come and have not been taken."""
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
-        return self._state.take()
+        hurries = self._helped and time.monotonic() - self._left_at < HAND_OVER_S
+        while self._taken not in self._come:
+            if not (self._helped and self._ahead.help(self._taken, self._come)):
+                self._ahead.receive(self._come)
+        outcome = self._come[self._taken]
+        if outcome.error is not None:
+            raise outcome.error
+        del self._come[self._taken]
+        self._taken += 1
+        self._left_at = self._ahead.make_room(outcome, hurries=hurries)
+        return outcome.results[0]
 
     def stop(self) -> None:
         """Let all threads end after what they are doing, and a step that waits fail; returns at once."""
-        self._state.stop()
+        self._ahead.stop()
 
     def close(self) -> None:
         """End all threads; idempotent, and returns even if a task never does."""
         self.stop()
+        self._come.clear()
         join_threads(self._threads)
 
 
@@ -73,102 +107,113 @@ class OnDemand(Generic[T]):
         """Nothing is to be ended."""
 
 
-class _Slot(Generic[T]):
-    """A task and, once it is done, what came of it."""
+class _Outcome(NamedTuple, Generic[T]):
+    """What came of a task, or of drawing it."""
 
-    def __init__(self, task: Callable[[], T] | None, error: BaseException | None = None) -> None:
-        self.task = task
-        self.error = error
-        self.results: list[T] = []
-        self.done_at = 0.0
-
-    @property
-    def done(self) -> bool:
-        return bool(self.results) or self.error is not None
-
-    def run(self) -> None:
-        assert self.task is not None, "only slots with a task are run"
-        try:
-            result = self.task()
-        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
-            self.error = error
-        else:
-            self.done_at = time.monotonic()
-            self.results = [result]
+    results: tuple[T, ...] = ()
+    error: BaseException | None = None
+    done_at: float = 0.0
+    ahead: bool = False
+    """Whether a thread has run it."""
 
 
-class _State(Generic[T]):
+def _outcome_of(task: Callable[[], T], *, ahead: bool) -> _Outcome[T]:
+    try:
+        return _Outcome((task(),), None, time.monotonic(), ahead)
+    except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+        return _Outcome(error=error)
+
+
+class _Ahead(Generic[T]):
     """What the threads need; it holds no reference to the prefetcher, so that one can be collected."""
 
-    def __init__(self, tasks: Iterator[Callable[[], T]], depth: int) -> None:
+    def __init__(self, tasks: Iterator[Callable[[], T]], depth: int, threads: int) -> None:
         self._tasks = tasks
-        self._depth = depth
-        lock = threading.Lock()
-        self._first_done = threading.Condition(lock)
-        """For whoever takes results alone: each thread that is woken takes the interpreter lock from the others."""
-        self._may_draw = threading.Condition(lock)
-        self._slots: deque[_Slot[T]] = deque()
-        """Results that have not been taken, in order."""
-        self._drawing = False
-        self._give_way_s = 0.0
+        self._threads = threads
+        self._drawing = threading.Lock()
+        self._drawn = 0
+        self._go_on_at = 0.0
+        """When the threads may draw."""
         self._stopped = False
+        self._ended = threading.Event()
+        """Set where nothing more is to be drawn."""
+        self._outcomes: SimpleQueue[tuple[int, _Outcome[T]] | None] = SimpleQueue()
+        """Tasks and what came of them; None where there will be no more."""
+        self._room: SimpleQueue[None] = SimpleQueue()
+        """An item for each task that a thread may begin."""
+        for _ in range(depth):
+            self._room.put(None)
 
-    def take(self) -> T:
-        """The next result, once it is there."""
-        with self._first_done:
-            self._first_done.wait_for(lambda: self._stopped or (self._slots and self._slots[0].done))
-            if self._stopped:
-                raise ValueError("This prefetcher has been closed.")
-            slot = self._slots[0]
-            if slot.error is not None:
-                raise slot.error
-            self._slots.popleft()
-            # A result that lay here tells how much time there is: where steps wait for results, there is none.
-            self._give_way_s = min(GIVE_WAY_S, (time.monotonic() - slot.done_at) / 2)
-            self._may_draw.notify()
-            return slot.results[0]
+    def receive(self, come: dict[int, _Outcome[T]]) -> None:
+        """Wait for the next outcome, and put it down."""
+        item = self._outcomes.get()
+        if item is None or self._stopped:
+            self._outcomes.put(None)  # For whoever else asks.
+            raise ValueError("This prefetcher has been closed.")
+        come[item[0]] = item[1]
+
+    def help(self, number: int, come: dict[int, _Outcome[T]]) -> bool:
+        """Run the task of this number here and put its outcome down; not (False) if a thread has begun it."""
+        if self._drawn > number or not self._drawing.acquire(blocking=False):
+            return False
+        try:
+            if self._drawn > number or self._ended.is_set():
+                return False
+            self._go_on_at = math.inf
+            task = self._draw()
+        finally:
+            self._drawing.release()
+        if task is not None:
+            come[number] = _outcome_of(task, ahead=False)
+        self._go_on_at = 0.0
+        return task is not None
+
+    def make_room(self, outcome: _Outcome[T], *, hurries: bool) -> float:
+        """Let a task be begun for one whose result was taken; returns the time."""
+        now = time.monotonic()
+        # A result that lay here tells how much time there is: where steps wait for results, there is none.
+        self._go_on_at = now + (GIVE_WAY_S if hurries else min(GIVE_WAY_S, (now - outcome.done_at) / 2))
+        if outcome.ahead:
+            self._room.put(None)
+        return now
 
     def prepare(self) -> None:
         """Draw tasks, never more than `depth` ahead, and run them, until there are no more."""
-        while (slot := self._draw()) is not None:
-            if slot.task is not None:
-                slot.run()
-            with self._first_done:
-                self._first_done.notify()
-            if slot.task is None:  # Whether it is done tells nothing here.
-                return
-            del slot  # What it holds is not needed while the next is waited for.
+        while True:
+            self._room.get()
+            self._give_way()
+            with self._drawing:
+                if self._ended.is_set():
+                    return
+                number, task = self._drawn, self._draw()
+            if task is not None:
+                self._outcomes.put((number, _outcome_of(task, ahead=True)))
+            del task  # What it holds is not needed while the next is waited for.
 
-    def _draw(self) -> _Slot[T] | None:
-        """The next task, in a slot of its own; None where there will be none."""
-        with self._may_draw:
-            self._may_draw.wait_for(lambda: self._stopped or (len(self._slots) < self._depth and not self._drawing))
-            self._drawing = True
-            self._may_draw.wait_for(lambda: self._stopped, timeout=self._give_way_s)
-            if self._stopped:
-                return None
-            self._give_way_s = 0.0
-        slot = self._draw_one()
-        with self._may_draw:
-            self._slots.append(slot)
-            if slot.task is not None:  # Else nobody draws any more.
-                self._drawing = False
-                self._may_draw.notify()
-        return slot
+    def _give_way(self) -> None:
+        while (wait := self._go_on_at - time.monotonic()) > HAND_OVER_S and not self._ended.is_set():
+            self._ended.wait(min(wait, GIVE_WAY_S))
 
-    def _draw_one(self) -> _Slot[T]:
+    def _draw(self) -> Callable[[], T] | None:
+        """The next task; None where there will be none."""
+        self._drawn += 1
         try:
-            return _Slot(next(self._tasks))
+            return next(self._tasks)
         except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
-            return _Slot(None, error)
+            self._outcomes.put((self._drawn - 1, _Outcome(error=error)))
+            self._end()
+            return None
+
+    def _end(self) -> None:
+        self._ended.set()
+        for _ in range(self._threads):  # Each may be waiting for room.
+            self._room.put(None)
 
     def stop(self) -> None:
         """Wake all who wait, for the last time."""
-        with self._may_draw:
-            self._stopped = True
-            self._slots.clear()
-            self._may_draw.notify_all()
-            self._first_done.notify_all()
+        self._stopped = True
+        self._end()
+        self._outcomes.put(None)
 
 
 def _run(board: Board, work: Callable[[], None]) -> None:
