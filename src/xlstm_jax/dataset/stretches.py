@@ -7,6 +7,7 @@ the lanes stand behind it, follows from these, and is worked out where somebody 
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -196,13 +197,13 @@ class BatchPlan(NamedTuple):
         if not len(order):
             return []
         runs, rows = which[order], row[order]
-        heads = np.flatnonzero((np.diff(runs, prepend=-1) != 0) | (np.diff(rows, prepend=-1) != 1)).tolist()
+        heads = (np.flatnonzero((runs[1:] != runs[:-1]) | (rows[1:] != rows[:-1] + 1)) + 1).tolist()
         return [
             PlacedRun(
                 order[head:end],
                 self.stretch.runs[runs[head]]._replace(start=int(rows[head]), stop=int(rows[end - 1]) + 1),
             )
-            for head, end in zip(heads, [*heads[1:], len(order)], strict=True)
+            for head, end in pairwise((0, *heads, len(order)))
         ]
 
 

@@ -72,7 +72,7 @@ class ArrayRecordSource(RecordSource):
         counts = []
         for number in range(len(self._files)):
             with self._readers.use(number) as opened:
-                counts.append(opened.reader.num_records())
+                counts.append(opened.records)
         return counts, self._dtype is not None
 
     def _arguments(self) -> dict[str, Any]:
@@ -221,17 +221,32 @@ class ArrayRecordSource(RecordSource):
 
 
 class _RecordFile:
-    """The reader of a file and, where its records may be read without one, the open file itself."""
+    """An open file: its reader, or the file alone where the reader, which keeps an index, is seldom needed."""
 
     def __init__(self, path: Path) -> None:
-        self.reader = _open_reader(path)
-        options = set((self.reader.writer_options_string() or "").split(","))
-        self.number = os.open(path, os.O_RDONLY) if options >= _OF_CHUNKS else None
-        self._finalizer = None if self.number is None else weakref.finalize(self, os.close, self.number)
+        self._path = path
+        self._reader = _open_reader(path)
+        self._finalizer: weakref.finalize[..., Any] | None = None
+        self.records: int = self._reader.num_records()
+        self.number: int | None = None
+        """Of the file, where it may be read by `RecordChunks`."""
+        if set((self._reader.writer_options_string() or "").split(",")) >= _OF_CHUNKS:
+            self.number = os.open(path, os.O_RDONLY)
+            self._finalizer = weakref.finalize(self, os.close, self.number)
+            self._reader.close()
+            self._reader = None
+
+    @property
+    def reader(self) -> Any:
+        """The file's reader."""
+        if self._reader is None:
+            self._reader = _open_reader(self._path)
+        return self._reader
 
     def close(self) -> None:
-        """Close both."""
-        self.reader.close()
+        """Close all that is open."""
+        if self._reader is not None:
+            self._reader.close()
         if self._finalizer is not None:
             self._finalizer()
 
