@@ -23,7 +23,7 @@ class PlainPasses:
     def restart(self) -> None:
         """Count from here on."""
         self.origin = self.at(self.run.step, self.run.rows, self.run.tokens)
-        self.place, self.before = self.run.place, self.passes
+        self.before = self.passes
 
     def at(self, step, rows, tokens):
         return SimpleNamespace(step=step, rows=rows, tokens=tokens)
@@ -52,9 +52,9 @@ class PlainPasses:
             size = size * plan.lengths[0][1] // length
         return self.at(now.step + 1, now.rows + size, now.tokens + size * length), size, length
 
-    def holds(self, place: int, passes: int) -> bool:
-        """Whether so many passes hold all places before this one."""
-        plan, passes, rows = self.run.plan, passes - self.before, place - self.place
+    def holds(self, rows: int, passes: int) -> bool:
+        """Whether so many passes hold so many rows of the run."""
+        plan, passes, rows = self.run.plan, passes - self.before, rows - self.origin.rows
         if passes <= 0:
             return rows <= 0
         now, row, stage = self.origin, 0, None
@@ -88,15 +88,16 @@ class PlainPasses:
 
     def ends_here(self) -> bool:
         """Whether the next batch belongs to the next pass."""
-        epochs = [self.run.plan.num_epochs[name] for name in self.run.plan.names]
+        plan = self.run.plan
+        epochs = [plan.num_epochs[name] for name in plan.names if any(stage.get(name) for _, stage in plan.stages)]
         if None not in epochs and self.passes - self.before + 1 >= max(epochs):
             return False
         _, size, _ = self.after(self.run)
         in_this, in_those_before = self.passes + 1, self.passes
-        return not self.holds(self.run.place + size, in_this) and not self.holds(self.run.place, in_those_before)
+        return not self.holds(self.run.rows + size, in_this) and not self.holds(self.run.rows, in_those_before)
 
     def end(self) -> None:
         """The pass is over: the next one is the first that holds all there has been."""
         self.passes += 1
-        while not self.holds(self.run.place, self.passes):
+        while not self.holds(self.run.rows, self.passes):
             self.passes += 1

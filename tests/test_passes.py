@@ -5,7 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
+from journeys import job_of, journeys
 from loading import Job, Streamed, draw
 from test_restarts import LENGTH, after, mixture
 from xlstm_jax.dataset.passes import ENDS_KEPT
@@ -115,7 +118,7 @@ def test_a_loader_that_resets_counts_from_the_beginning_again_after_a_changed_mi
 def test_positions_that_do_not_tell_where_passes_count_from_count_from_the_beginning():
     _, _, state = passes_of(full("ab", [1, 1]), 3)
     _, state, _ = after(full("b", [1], 1), 0, state)
-    assert state.pop("passes_from") == {"step": 60, "rows": 240, "tokens": 3840, "place": 240, "passes": 3}
+    assert state.pop("passes_from") == {"step": 60, "rows": 240, "tokens": 3840, "passes": 3}
     assert passes_of(full("b", [1], 1), 2, state)[0] == [0, 10]
 
 
@@ -125,3 +128,37 @@ def test_a_run_whose_batches_are_many_passes_remembers_few_of_them():
             assert len(draw(loader)) == 1
             assert loader.get_state()["passes"] == -(-64 * (number + 1) // 10), "each batch ends all that it holds"
         assert len(loader._feed._pass_length._ends) <= ENDS_KEPT
+
+
+@settings(max_examples=60)
+@given(journey=journeys(), reset=st.booleans())
+def test_the_first_pass_has_as_many_batches_as_the_loader_says(journey, reset):
+    fixed, (leg, *_) = journey
+    job = job_of(fixed | {"streamed": False, "long_documents": "split"}, leg | {"hosts": 1}, 0)
+    with dataclasses.replace(job, reset=reset).loader() as loader:
+        length = len(loader)
+        assume(length <= 60)
+        assert len(draw(loader)) == length
+
+
+@pytest.mark.parametrize("drop_remainder", [False, True])
+def test_a_dataset_that_no_stage_reads_does_not_make_passes_of_one_that_ends(drop_remainder):
+    job = full("ab", [0, 1], num_epochs={"a": None, "b": 1}, shards=3, batch=9, drop_remainder=drop_remainder)
+    passes, length, _ = passes_of(job, 2)
+    assert [*passes, length] == ([4, 0, 4] if drop_remainder else [5, 0, 5]), "40 rows, in lanes of 13 and 14"
+
+
+def test_batches_that_a_stage_does_not_fill_count_as_batches():
+    stages = [{"at": {"rows": 9}, "weights": {"b": 1}}]
+    job = full("ab", [1, 0], num_epochs=1, drop_remainder=False)
+    job = dataclasses.replace(job, schedules=mixture({"a": 1}, stages=stages))
+    passes, length, _ = passes_of(job, 1)
+    assert [*passes, length] == [13, 13], "10 rows of 'a' make 3 batches of 4, and 40 of 'b' make 10"
+    dropping = dataclasses.replace(job, drop_remainder=True)
+    assert passes_of(dropping, 1)[:2] == ([2], 2), "the data ends before the first batch that is not full"
+
+
+def test_a_last_batch_that_is_filled_up_beyond_the_first_pass_belongs_to_the_next():
+    job = full("ab", [10, 81], num_epochs={"a": 1, "b": 2}, batch=8, drop_remainder=False)
+    passes, length, _ = passes_of(job, 2)
+    assert [*passes, length] == [11, 1, 11], "all 90 rows, of the 91 of a pass, make 12 batches of 8"

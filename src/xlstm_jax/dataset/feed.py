@@ -129,13 +129,12 @@ class RowFeed:
         self._begin(run, run.start())
 
     def _begin(self, run: Run, position: Position) -> None:
-        self._num_epochs = [dataset.num_epochs for dataset in run.datasets]
         self._run = run
         self.reads = reads_documents(run)
         self.waits = self.reads or not run.planned
         self._begun_at = position
         self._progress = self._progress_from(position)
-        self._pass_length = PassLength(run, position, self._documents)
+        self._pass_length = PassLength(run, position, self._documents, drop_remainder=self._drop_remainder)
 
     def _progress_from(self, position: Position) -> Progress:
         return Progress(self._run, position.in_lanes(self._lanes) if self._spread else position)
@@ -174,26 +173,25 @@ class RowFeed:
 
     def at_pass_end(self) -> bool:
         """See `Feed.at_pass_end`."""
-        position = self._progress.standing
-        epochs = self._num_epochs
-        if None not in epochs and self._pass_length.last(position.passes, max(e or 0 for e in epochs)):
+        moment, passes = self._progress.standing
+        if self._pass_length.last(passes):
             return False
-        end = position.place + self._run.timeline.shape(position.moment)[0]
+        end = moment.rows + self._run.timeline.shape(moment)[0]
         # Where a batch is larger than a pass, it is one: no pass is empty.
-        within = self._pass_length.reaches(end, position.passes + 1)
-        return not within and not self._pass_length.reaches(position.place, position.passes)
+        within = self._pass_length.reaches(end, passes + 1)
+        return not within and not self._pass_length.reaches(moment.rows, passes)
 
     def end_pass(self) -> None:
         """See `Feed.end_pass`."""
-        position = self._progress.standing
-        if position.moment == BEGIN:
+        moment, passes = self._progress.standing
+        if moment == BEGIN:
             LOGGER.warning(
                 "There is no batch: the data ended before the first one of %d rows was full (drop_remainder=%s). Check "
                 "the filters among `operations`, `long_documents`, and global_batch_size.",
                 self._run.timeline.shape(BEGIN)[0],
                 self._drop_remainder,
             )
-        self._progress.begin_pass(self._pass_length.ended(position.place, position.passes))
+        self._progress.begin_pass(self._pass_length.ended(moment.rows, passes))
 
     def restart(self) -> None:
         """See `Feed.restart`."""

@@ -25,6 +25,15 @@ class FirstPass(NamedTuple):
     ends_with_data: bool
 
 
+class _Rest(NamedTuple):
+    """What is left of a run."""
+
+    rows: int
+    """Without those that fill up its very last batch."""
+    filled: int
+    """With them, where they are known."""
+
+
 class _ClosedError(Exception):
     """Nobody needs what is counted any more."""
 
@@ -32,8 +41,9 @@ class _ClosedError(Exception):
 class PassLength:
     """Rows of passes: the i-th ends where every dataset has had its share of rows for i epochs.
 
-    They count from the place at which the run was given the mixture that it has: the pass that was under way there
-    begins anew, as what came before had shares of its own.
+    They count from where the run was given the mixture that it has: the pass that was under way there begins anew, as
+    what came before had shares of its own. Rows are those of batches: what fills up a batch, where all that a stage
+    reads has ended, counts like the others.
 
     With one mixture and one row length that is i · E, with E the largest, over the datasets, of (rows in epoch 0 /
     share of the rows). Where they change, a row is the part of an epoch that it is of all rows of its length. Datasets
@@ -46,13 +56,16 @@ class PassLength:
         run: The run.
         position: Where it begins or goes on.
         documents: Documents of each dataset; where lengths are unknown, each is taken for one row.
+        drop_remainder: Whether a last batch that is not full is left out.
     """
 
-    def __init__(self, run: Run, position: Position, documents: list[int]) -> None:
+    def __init__(self, run: Run, position: Position, documents: list[int], *, drop_remainder: bool) -> None:
         self._run = run
+        self._drop_remainder = drop_remainder
         self._position = position
         self._origin = position.passes_from
         self._documents = documents
+        self._most_epochs = _most_epochs(run)
         self._lock = threading.Lock()
         self._first: FirstPass | None = None
         self._thread: threading.Thread | None = None
@@ -67,29 +80,29 @@ class PassLength:
                 self._first = self._count()
             return self._first
 
-    def last(self, passes: int, most_epochs: int) -> bool:
-        """Whether the data, of which no dataset is read more often, ends with the pass behind so many."""
-        return passes - self._origin.passes + 1 >= most_epochs
+    def last(self, passes: int) -> bool:
+        """Whether the data ends with the pass behind so many."""
+        return self._most_epochs is not None and passes - self._origin.passes + 1 >= self._most_epochs
 
-    def reaches(self, place: int, passes: int) -> bool:
-        """Whether the first `passes` passes hold all places before `place`."""
-        place, passes = place - self._origin.place, passes - self._origin.passes
-        if place <= self._end(passes, exact=False):
-            if self._thread is None and 2 * place > self._end(passes, exact=False):
+    def reaches(self, rows: int, passes: int) -> bool:
+        """Whether the first `passes` passes hold the first `rows` rows of the run."""
+        rows, passes = rows - self._origin.moment.rows, passes - self._origin.passes
+        if rows <= self._end(passes, exact=False):
+            if self._thread is None and 2 * rows > self._end(passes, exact=False):
                 self._thread = start_thread("count", self._count_ahead)
             return True
         with self._lock:
-            return place <= self._end(passes, exact=True)
+            return rows <= self._end(passes, exact=True)
 
-    def ended(self, place: int, passes: int) -> int:
-        """How many passes have ended before `place`, where one has since `passes` of them had."""
+    def ended(self, rows: int, passes: int) -> int:
+        """How many passes have ended before so many rows of the run, where one has since `passes` of them had."""
         # A batch may be many passes: they are not looked for one by one.
         low, high = passes, passes + 1
-        while not self.reaches(place, high):
+        while not self.reaches(rows, high):
             low, high = high, passes + 2 * (high - passes)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if self.reaches(place, middle) else (middle, high)
+            low, high = (low, middle) if self.reaches(rows, middle) else (middle, high)
         return high
 
     def close(self) -> None:
@@ -104,27 +117,42 @@ class PassLength:
 
     def _count(self) -> FirstPass:
         before = self._position.moment.rows - self._origin.moment.rows
-        if all(dataset.num_epochs == 1 for dataset in self._run.datasets):
-            return FirstPass(before + self._rows_to_the_end(), ends_with_data=True)
+        if self._most_epochs == 1:
+            return FirstPass(before + self._rows_to_the_end().rows, ends_with_data=True)
         # Where a batch is larger than a pass, it is one.
         end = max(self._end(1, exact=True), self._run.timeline.shape(self._origin.moment)[0])
         if not any(self._may_end_in(piece, end - before) for piece in self._pieces_before(end)):
             return FirstPass(end, ends_with_data=False)
-        rows = before + self._rows_to_the_end(most=end - before)
-        return FirstPass(min(rows, end), ends_with_data=rows < end)
+        rest = self._rows_to_the_end(most=end - before)
+        # Where its last batch is filled up beyond the pass, it belongs to the next.
+        ends = before + rest.rows < end and before + rest.filled <= end
+        return FirstPass(min(before + rest.rows, end), ends_with_data=ends)
 
     def _pieces_before(self, rows: int) -> Iterator[Piece]:
         origin = self._origin.moment
         return (piece for piece in self._run.pieces(origin) if piece.start.rows - origin.rows < rows)
 
-    def _rows_to_the_end(self, most: int | None = None) -> int:
-        """Rows from the position to the end of the data; it may end with counting behind `most` of them."""
+    def _rows_to_the_end(self, most: int | None = None) -> _Rest:
+        """What there is from the position to the end of the data; it may end with counting behind `most` rows."""
         simple = most is None and not self._run.varies and self._run.mixture.when_one_ends == "share"
         if self._run.planned and not (simple and self._position.place == 0):
-            return self._run.count_rows(self._position, between=self._end_where_closed, most=most)
+            return self._plan_to_the_end(most)
         pieces = list(self._run.pieces(self._position.moment))
         read = [d for d in range(len(self._documents)) if any(piece.weights[d] for piece in pieces)]
-        return sum(self._rows_left(d, pieces[0].length) for d in read)
+        rows = sum(self._rows_left(d, pieces[0].length) for d in read)
+        return _Rest(rows, rows)
+
+    def _plan_to_the_end(self, most: int | None) -> _Rest:
+        """The same of planned data, by planning it."""
+        planner = self._run.plan_from(self._position, range(self._run.num_shards), {})
+        rest = _Rest(0, 0)
+        while most is None or rest.rows < most:
+            plan = planner.next_batch()
+            if not plan.is_batch(drop_remainder=self._drop_remainder):
+                break
+            self._end_where_closed()
+            rest = _Rest(rest.filled + plan.rows, rest.filled + plan.size)
+        return rest
 
     def _rows_left(self, number: int, row_length: int) -> int:
         """Rows that a dataset still has, where it is read from its beginning or each document is taken for one row."""
@@ -193,3 +221,10 @@ class PassLength:
         if exact:
             return self._run.epoch(number, row_length, between=self._end_where_closed).rows
         return max(1, fewest_rows(dataset, row_length))
+
+
+def _most_epochs(run: Run) -> int | None:
+    """How often a dataset is read at most, of those that some stage reads; None where one never ends."""
+    of_each = zip(run.datasets, zip(*run.stages.values, strict=True), strict=True)
+    epochs = [dataset.num_epochs for dataset, weights in of_each if any(weights)]
+    return None if None in epochs else max(filter(None, epochs))

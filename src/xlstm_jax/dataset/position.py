@@ -97,14 +97,13 @@ class PassOrigin(NamedTuple):
     """Where a run stood when the mixture of now, by which its passes count, was given to it."""
 
     moment: Moment = BEGIN
-    place: int = 0
     passes: int = 0
     """Passes that had ended."""
 
     @classmethod
     def parse(cls, entry: Mapping[str, Any]) -> "PassOrigin":
         """Read an entry of a saved position."""
-        return cls(Moment(*(int(entry[unit]) for unit in Moment._fields)), int(entry["place"]), int(entry["passes"]))
+        return cls(Moment(*(int(entry[unit]) for unit in Moment._fields)), int(entry["passes"]))
 
 
 FIRST_PASS = PassOrigin()
@@ -208,8 +207,7 @@ class Position:
             },
         }
         if self.passes_from != FIRST_PASS:
-            origin = self.passes_from
-            state["passes_from"] = {**origin.moment._asdict(), "place": origin.place, "passes": origin.passes}
+            state["passes_from"] = {**self.passes_from.moment._asdict(), "passes": self.passes_from.passes}
         if self.row_lengths:
             state["row_lengths"] = [list(change) for change in self.row_lengths]
         if self.retired:

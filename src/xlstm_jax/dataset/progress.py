@@ -18,7 +18,6 @@ class Stand(NamedTuple):
     """How far a run has come."""
 
     moment: Moment
-    place: int
     passes: int
     """Passes that have ended."""
 
@@ -157,8 +156,7 @@ class Progress:
     @property
     def standing(self) -> Stand:
         """Where the run stands, in numbers: what can be asked at every step."""
-        now = self._now
-        return Stand(now.moment, now.place, self._position.passes)
+        return Stand(self._now.moment, self._position.passes)
 
     @property
     def position(self) -> Position:

@@ -168,7 +168,7 @@ def _passes_from(run: Run, saved: Position) -> PassOrigin:
         and (not run.varies or _leads(run, origin.moment, moment))
     ):
         return origin
-    return PassOrigin(moment, saved.place, saved.passes)
+    return PassOrigin(moment, saved.passes)
 
 
 def _leads(run: Run, origin: Moment, moment: Moment) -> bool:

@@ -173,15 +173,6 @@ class Run:
                 stage, weights = number, self.weights(number, length)
             yield Piece(begin, steps, None if steps is None else steps * size, length, stage, weights)
 
-    def count_rows(self, start: Position, *, between: Callable[[], None], most: int | None = None) -> int:
-        """Rows of a planned run from a position on, by planning all of it, or as far as `most` rows."""
-        planner = self.plan_from(start, range(self.num_shards), {})
-        rows = 0
-        while (most is None or rows < most) and (plan := planner.next_batch()).rows:
-            between()
-            rows += plan.rows
-        return rows
-
     @cached_property
     def _known(self) -> dict[str, DatasetPosition]:
         return self.adopted.known if self.adopted else {}
