@@ -11,12 +11,13 @@ from xlstm_jax.dataset.mixture import Mixture, Stage
 from xlstm_jax.dataset.progress import Progress
 from xlstm_jax.dataset.run import Run
 from xlstm_jax.dataset.timeline import Timeline
+from xlstm_jax.dataset.windows import PlannedWindows
 
 LENGTH = 8
 
 
-def planned(run, steps, together):
-    """What batches hold, and the position behind each, if so many may be planned together."""
+def planned(run, steps, together, asked=1):
+    """What batches hold, and the position behind some of them, if so many may be planned together."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(places, "STRETCH_BATCHES", together)
         planner = run.plan_from(run.start(), range(run.num_shards), {})
@@ -28,7 +29,8 @@ def planned(run, steps, together):
                 of_window = (dataset, window.epoch, window.first, window.offset, window.chain)
                 rows |= dict(zip(at.tolist(), [(*of_window, row) for row in range(start, stop)], strict=True))
             progress.deliver(plan.after)
-            yield plan[:5], rows, plan.after.moved, plan.after.drawn, progress.position.to_json(), progress.history
+            position = None if plan.step % asked else progress.position.to_json()
+            yield plan[:5], rows, plan.after.moved, plan.after.drawn, progress.history, position
             if not plan.rows:
                 return
 
@@ -44,9 +46,10 @@ def planned(run, steps, together):
     ramp=st.sampled_from([None, {5: 2, 9: 3}]),
     lengths=st.sampled_from([None, {6: 16}]),
     seed=st.integers(0, 99),
+    asked=st.sampled_from([1, 3, 11]),
 )
 def test_batches_do_not_depend_on_how_many_are_planned_together(
-    weights, later, epochs, when_one_ends, shards, batch, ramp, lengths, seed
+    weights, later, epochs, when_one_ends, shards, batch, ramp, lengths, seed, asked
 ):
     rng = np.random.default_rng(seed)
     names = "abcd"[: len(weights)]
@@ -58,5 +61,26 @@ def test_batches_do_not_depend_on_how_many_are_planned_together(
     stages = [Stage(at={"rows": 60}, weights=dict(zip(names, later, strict=False)))]
     mixture = Mixture(weights=dict(zip(names, weights, strict=True)), stages=stages, when_one_ends=when_one_ends)
     run = Run(datasets=configs, mixture=mixture, timeline=Timeline.of(batch, LENGTH, ramp, None, lengths))
-    for one_by_one, together in zip(planned(run, 40, 1), planned(run, 40, 8), strict=True):
+    both = zip(planned(run, 40, 1), planned(run, 40, 8, asked), strict=True)
+    for (*one_by_one, position), (*together, position_if_asked) in both:
         assert together == one_by_one
+        assert position_if_asked in (position, None)
+
+
+@pytest.mark.parametrize("together", [1, 16])
+def test_an_error_is_raised_for_the_batch_that_needs_what_failed(together, monkeypatch):
+    def fail_later(self, epoch, first, offset):
+        if first >= 90:
+            raise OSError("the lengths cannot be read")
+        return read(self, epoch, first, offset)
+
+    read = PlannedWindows.read
+    monkeypatch.setattr(PlannedWindows, "read", fail_later)
+    monkeypatch.setattr(places, "STRETCH_BATCHES", together)
+    full = [np.ones(LENGTH, np.int32)] * 200
+    with Job({"a": full}, batch=4, length=LENGTH, bins=2, shuffle=False).loader() as loader:
+        for _ in range(22):
+            next(loader)
+        with pytest.raises(OSError, match="cannot be read"):
+            next(loader)
+        assert loader.get_state()["rows"] == 88
