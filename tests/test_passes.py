@@ -134,6 +134,7 @@ def test_a_run_whose_batches_are_many_passes_remembers_few_of_them():
 @given(journey=journeys(), reset=st.booleans())
 def test_the_first_pass_has_as_many_batches_as_the_loader_says(journey, reset):
     fixed, (leg, *_) = journey
+    assume(all(weight != 1e-6 for _, weights in leg["stages"] for weight in weights.values()))  # Passes without end.
     job = job_of(fixed | {"streamed": False, "long_documents": "split"}, leg | {"hosts": 1}, 0)
     with dataclasses.replace(job, reset=reset).loader() as loader:
         length = len(loader)
