@@ -98,7 +98,7 @@ def test_streamed_batches_are_the_same_with_any_number_of_workers(without_worker
         assert_same(draw(resumed, 4), without_workers[4:])
 
 
-@pytest.mark.parametrize("prefetch", [1, 3])
+@pytest.mark.parametrize("prefetch", [1, 3, 20])
 def test_batches_do_not_depend_on_prefetching(prefetch):
     job = Job(mixture(), weights=[3, 2, 1])
     assert_same(draw(job.loader(), 12), draw(Job(**{**vars(job), "prefetch": prefetch}).loader(), 12))

@@ -16,7 +16,11 @@ from xlstm_jax.dataset.stages import Board
 
 
 def prefetcher(tasks, *, depth=2, threads=1, helped=True) -> Prefetcher:
-    return Prefetcher(iter(tasks), depth=depth, threads=threads, helped=helped, board=Board())
+    return Prefetcher(weighed(tasks), depth=depth, threads=threads, helped=helped, board=Board())
+
+
+def weighed(tasks, results=1):
+    return ((results, task) for task in tasks)
 
 
 def numbers(of):
@@ -71,7 +75,7 @@ def test_results_are_those_of_running_the_tasks_in_turn(depth, threads, helped, 
             time.sleep(step)
 
     ahead = prefetcher(tasks(), depth=depth, threads=threads, helped=helped)
-    assert list(outcomes(ahead)) == list(outcomes(OnDemand(tasks())))
+    assert list(outcomes(ahead)) == list(outcomes(OnDemand(weighed(tasks()))))
     ahead.close()
     assert max(most, default=0) <= threads + helped
 
@@ -103,15 +107,33 @@ def test_no_more_tasks_are_begun_than_are_asked_for_ahead(threads, helped):
     ahead.close()
 
 
+@pytest.mark.parametrize("results", [1, 2, 3, 5])
+def test_tasks_count_for_as_many_results_as_they_give(results):
+    """As many as fit, and one that goes beyond."""
+    begun = []
+    tasks = weighed((partial(begun.append, n) for n in count()), results)
+    ahead = Prefetcher(tasks, depth=4, threads=2, helped=False, board=Board())
+    for taken in range(10):
+        time.sleep(0.01)
+        assert len(begun) == taken + -(-4 // results)
+        next(ahead)
+    ahead.close()
+
+
 def test_a_loop_that_comes_back_at_once_runs_its_tasks_itself(monkeypatch):
-    monkeypatch.setattr(prefetch, "HAND_OVER_S", 0.05)
+    monkeypatch.setattr(prefetch, "HURRY_S", 1.0)
     monkeypatch.setattr(prefetch, "GIVE_WAY_S", 5.0)
     log = []
-    ahead = prefetcher(where(log), depth=3)
-    for _ in range(40):
+
+    def task():
+        time.sleep(0.02)
+        _tell(log)
+
+    ahead = prefetcher((task for _ in count()), depth=3)
+    for _ in range(30):
         next(ahead)
     own = log.count(threading.current_thread())
-    assert own >= 36, "all but those that were begun before the loop was known"
+    assert own >= 26, "all but those that were begun before the loop was known"
     ahead.close()
 
 
@@ -173,6 +195,24 @@ def test_the_next_task_is_begun_a_moment_after_a_result_that_lay_ready_was_taken
     next(ahead)
     assert begun[2] - taken >= 0.1
     ahead.close()
+
+
+def test_taking_further_results_does_not_put_off_the_next_task(monkeypatch):
+    monkeypatch.setattr(prefetch, "GIVE_WAY_S", 0.4)
+    begun = []
+    ahead = prefetcher((partial(_tell_when, begun) for _ in count()), depth=4)
+    time.sleep(1.0)
+    taken = time.monotonic()
+    for _ in range(4):
+        next(ahead)
+        time.sleep(0.1)
+    time.sleep(0.4)
+    assert 0.39 < begun[4] - taken < 0.68
+    ahead.close()
+
+
+def _tell_when(log):
+    log.append(time.monotonic())
 
 
 def test_a_loop_that_waits_for_its_results_is_not_given_way_to(monkeypatch):

@@ -37,7 +37,7 @@ class EndOfData:
 
     def plans(
         self, planner: Planner, has_rows: Callable[[BatchPlan], bool]
-    ) -> Iterator[tuple[BatchPlan, Sequence[bool]]]:
+    ) -> Iterator[tuple[list[BatchPlan], Sequence[bool]]]:
         """Plans without end, each with what `has_batch` needs to know; no collective, for the thread that plans."""
         plans: deque[BatchPlan] = deque()
         failed: Exception | None = None
@@ -52,7 +52,7 @@ class EndOfData:
                 raise failed
             # Where planning failed there would have been rows.
             ahead = [*map(has_rows, plans), *[True] * (self._every - len(plans))]
-            yield plans.popleft(), ahead
+            yield [plans.popleft()], ahead
 
     def has_batch(self, ahead: Sequence[bool]) -> bool:
         """Whether there is a next batch on any process.

@@ -30,11 +30,13 @@ class HostBuffers:
     def __init__(self, spare: int = 8) -> None:
         self._spare: deque[_Memory] = deque(maxlen=spare)
 
-    def empty(self, shapes: tuple[tuple[int, ...], ...]) -> list[NDArray[np.int32]]:
-        """Uninitialised arrays of these shapes."""
+    def empty(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[list[NDArray[np.int32]], list[int]]:
+        """Uninitialised arrays of these shapes, and their addresses."""
         items, parts = _layout(shapes)
-        loan = np.asarray(_Loan(self._memory(items), self._spare))
-        return [loan[part].reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+        memory = self._memory(items)
+        loan = np.asarray(_Loan(memory, self._spare))
+        arrays = [loan[part].reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+        return arrays, [memory.address + 4 * part.start for part in parts]
 
     def _memory(self, items: int) -> "_Memory":
         while True:
@@ -61,9 +63,9 @@ class _Memory:
     def __init__(self, items: int) -> None:
         self.items = items
         self._mapped = np.frombuffer(mmap.mmap(-1, 4 * items), np.int32)
+        self.address = self._mapped.ctypes.data
         self.interface = {
-            "shape": (items,), "typestr": self._mapped.dtype.str, "data": (self._mapped.ctypes.data, False),
-            "version": 3,
+            "shape": (items,), "typestr": self._mapped.dtype.str, "data": (self.address, False), "version": 3
         }  # fmt: skip
 
 

@@ -15,7 +15,16 @@ from xlstm_jax.dataset.run import Run
 from xlstm_jax.dataset.stages import stage
 from xlstm_jax.dataset.stretches import BatchPlan, Stretch, place_rows
 
-__all__ = ["Builder", "HostBatch", "reads_documents"]
+__all__ = ["BYTES_OF_POSITION", "TOGETHER", "Builder", "HostBatch", "reads_documents", "rows_in"]
+
+
+TOGETHER = 2**22
+"""Bytes of batches that are built at a time, at most, where no documents are read. They are handed over once, and what
+Python does for each finds its code and data in the cache, where otherwise a batch that is written drives them out."""
+BYTES_OF_POSITION = 24
+"""Of a batch: six int32."""
+
+_Ranges = Sequence[tuple[int, int]]
 
 
 class HostBatch(NamedTuple):
@@ -28,12 +37,22 @@ class HostBatch(NamedTuple):
     after: Any
     """What `Feed.deliver` needs to know of it."""
     ahead: Sequence[bool] = ()
-    """What `Feed.has_batch` needs to know of it."""
+    """What `Feed.has_batch` needs to know of it; of several that were built together, the same."""
+
+    @property
+    def delivered(self) -> "HostBatch":
+        """What is still of use once its rows are on their way."""
+        return HostBatch(self.size, {}, self.after, self.ahead)
 
 
 def reads_documents(run: Run) -> bool:
     """Whether to build a batch is to read documents: streamed ones have been read when their rows are planned."""
     return any(dataset.planned and not dataset.source.in_place for dataset in run.datasets)
+
+
+def rows_in(ranges: _Ranges) -> int:
+    """How many rows lie in some ranges."""
+    return sum(stop - start for start, stop in ranges)
 
 
 class Builder:
@@ -47,23 +66,30 @@ class Builder:
         self._padded = all(dataset.apply_padding for dataset in run.datasets)
         self._reads = reads_documents(run)
 
-    def build(self, plan: BatchPlan, ahead: Sequence[bool]) -> HostBatch:
-        """The rows of a batch that this process needs."""
-        ranges = self._sharding.rows(plan.size)
-        with stage("read", f"documents of the batch of step {plan.step}"):
-            if self._reads:
-                runs = plan.runs_within(ranges)
-                located = self._locate([run for _, run in runs], plan.row_length)
-                which, row = place_rows(runs, sum(stop - start for start, stop in ranges))
-            else:
-                located = self._locate_stretch(plan.stretch)
-                which, row = plan.rows_within(ranges)
-            rows = assemble(located, which, row, plan.row_length, self._buffers)
+    def build(self, plans: Sequence[BatchPlan], ahead: Sequence[bool]) -> list[HostBatch]:
+        """The rows that this process needs of some batches of a stretch; where documents are read for them, of one."""
+        first = plans[0]
+        ranges = self._sharding.rows(first.size)
+        with stage("read", f"documents of the batch of step {first.step}"):
+            built = self._read(first, ranges) if self._reads else self._gather(first, len(plans), ranges)
         if not self._padded:
-            _refuse_padding(rows, plan.step)
-        return HostBatch(plan.size, rows._asdict(), plan.after, ahead)
+            for plan, rows in zip(plans, built, strict=True):
+                _refuse_padding(rows, plan.step)
+        return [HostBatch(p.size, rows._asdict(), p.after, ahead) for p, rows in zip(plans, built, strict=True)]
 
-    def _locate_stretch(self, stretch: Stretch) -> Located:
+    def _read(self, plan: BatchPlan, ranges: _Ranges) -> list[RowArrays]:
+        """Read the documents of a batch."""
+        runs = plan.runs_within(ranges)
+        located = self._locate([run for _, run in runs], plan.row_length)
+        which, row = place_rows(runs, rows_in(ranges))
+        return assemble(located, which[None], row[None], plan.row_length, self._buffers)
+
+    def _gather(self, first: BatchPlan, count: int, ranges: _Ranges) -> list[RowArrays]:
+        """Build batches of documents that lie in memory."""
+        which, row = first.stretch.rows_within(first.number, first.number + count, ranges)
+        return assemble(self._located(first.stretch), which, row, first.row_length, self._buffers)
+
+    def _located(self, stretch: Stretch) -> Located:
         """Where all rows of a stretch lie; it is looked up once."""
         with stretch.lock:
             if "rows" not in stretch.located:

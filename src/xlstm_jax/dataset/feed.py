@@ -6,11 +6,12 @@ A feed plans batches in order, builds each in whatever thread is free, and keeps
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import Any, Protocol
 
 from xlstm_jax.dataset.agreement import EndOfData, gather_json, join_counts, join_positions, own_part
 from xlstm_jax.dataset.buffers import HostBuffers
-from xlstm_jax.dataset.building import Builder, HostBatch, reads_documents
+from xlstm_jax.dataset.building import BYTES_OF_POSITION, TOGETHER, Builder, HostBatch, reads_documents, rows_in
 from xlstm_jax.dataset.contents import BatchContents, batch_contents
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.passes import PassLength
@@ -39,11 +40,14 @@ class Feed(Protocol):
     waits: bool
     """Whether to prepare a batch may be to wait: for files, workers, or code of others."""
 
-    def tasks(self) -> Iterator[Callable[[], HostBatch]]:
-        """What builds each of the following batches; drawn one at a time, in order, and run in any thread."""
+    def together(self, most: int) -> int:
+        """How many batches a task is to build, where it may be up to `most`."""
+
+    def tasks(self, together: int) -> Iterator[tuple[int, Callable[[], list[HostBatch]]]]:
+        """How many of the next batches, up to `together`, and what builds them; drawn in order, run in any thread."""
 
     def has_batch(self, batch: HostBatch) -> bool:
-        """Whether there is this batch, on any process; asked in order, on the thread that trains."""
+        """Whether there is this batch (and those built with it) on any process; asked in order, where steps are."""
 
     def deliver(self, batch: HostBatch) -> None:
         """Move the position past a batch that was handed to the user."""
@@ -121,7 +125,6 @@ class RowFeed:
         self._spread = not run.planned and sharding.spread
         if not run.planned:
             sharding.refuse_rows_of_other_hosts()
-        self._buffers = HostBuffers()
         self._readers = Readers(
             run.datasets, worker_count, in_threads=in_threads, lanes=-(-run.num_shards // sharding.host_count)
         )
@@ -148,13 +151,26 @@ class RowFeed:
             return range(0)
         return self._run.lanes_of(self._sharding.host_index)
 
-    def tasks(self) -> Iterator[Callable[[], HostBatch]]:
+    def together(self, most: int) -> int:
+        """See `Feed.together`."""
+        if self.waits or not all(dataset.apply_padding for dataset in self._run.datasets):
+            return 1
+        divisor, timeline = self._sharding.divisor, self._run.timeline
+        rows = max(timeline.batches.sizes.values) * rows_in(self._sharding.rows(divisor)) // divisor
+        largest = BYTES_OF_POSITION * rows * max(timeline.rows.lengths.values)
+        return max(1, min(most, TOGETHER // max(1, largest)))
+
+    def tasks(self, together: int) -> Iterator[tuple[int, Callable[[], list[HostBatch]]]]:
         """See `Feed.tasks`."""
         planner = self._run.plan_from(self._progress.position, self._lanes, self._readers)
         self._end = EndOfData(AGREE_EVERY) if self._spread and self._run.may_end else None
-        plans = _plans(planner, self._goes_on) if self._end is None else self._end.plans(planner, self._has_rows)
-        builder = Builder(self._run, self._sharding, self._buffers)
-        return (partial(builder.build, plan, ahead) for plan, ahead in plans)
+        if self._end is None:
+            plans = _plans(planner, self._goes_on, together)
+        else:
+            plans = self._end.plans(planner, self._has_rows)
+        # What was built together is freed one by one.
+        builder = Builder(self._run, self._sharding, HostBuffers(spare=8 + together))
+        return ((len(some), partial(builder.build, some, ahead)) for some, ahead in plans)
 
     def _has_rows(self, plan: BatchPlan) -> bool:
         return plan.is_batch(drop_remainder=self._drop_remainder)
@@ -267,7 +283,14 @@ class RowFeed:
         return f"{names}, {size} rows of {length}, packing={rules}, num_shards={run.num_shards}"
 
 
-def _plans(planner: Planner, goes_on: Callable[[BatchPlan], bool]) -> Iterator[tuple[BatchPlan, Sequence[bool]]]:
-    """Plans, until the data ends."""
-    while goes_on(plan := planner.next_batch()):
-        yield plan, ()
+def _plans(
+    planner: Planner, goes_on: Callable[[BatchPlan], bool], together: int
+) -> Iterator[tuple[list[BatchPlan], Sequence[bool]]]:
+    """Plans, up to so many of a stretch together, until the data ends."""
+    while True:
+        planned = planner.next_batches(together)
+        plans = list(takewhile(goes_on, planned))
+        if plans:
+            yield plans, ()
+        if len(plans) < len(planned):
+            return

@@ -59,10 +59,42 @@ class RowArrays(NamedTuple):
 
 @kernel
 def fill(
-    table: NDArray[np.int64], which: NDArray[np.int32], row_of: NDArray[np.int32], *arrays: NDArray[np.int32]
+    table: NDArray[np.int64],
+    which: NDArray[np.int32],
+    row_of: NDArray[np.int32],
+    length: int,
+    addresses: NDArray[np.int64],
 ) -> None:
-    """Write rows, each a row of one of the runs of the table, or (-1) padding, to `RowArrays`; see `assemble_plain`."""
-    out = RowArrays(*arrays)
+    """Write batches of rows, each a row of one of the runs of the table, or (-1) padding; see `assemble_plain`.
+
+    Args:
+        table: [runs, `COLUMNS`].
+        which: [batches, rows] run of each row.
+        row_of: [batches, rows] row of the run's window.
+        length: Positions of a row.
+        addresses: [batches, 8] where the `RowArrays` of each batch lie.
+    """
+    for batch in range(len(addresses)):
+        _fill_batch(table, which[batch], row_of[batch], _arrays_at(addresses[batch], which.shape[1], length))
+
+
+@kernel
+def _arrays_at(addresses: NDArray[np.int64], rows: int, length: int) -> RowArrays:
+    shape = (rows, length)
+    return RowArrays(
+        numba.carray(as_pointer(addresses[0]), shape, np.int32),
+        numba.carray(as_pointer(addresses[1]), shape, np.int32),
+        numba.carray(as_pointer(addresses[2]), shape, np.int32),
+        numba.carray(as_pointer(addresses[3]), shape, np.int32),
+        numba.carray(as_pointer(addresses[4]), shape, np.int32),
+        numba.carray(as_pointer(addresses[5]), shape, np.int32),
+        numba.carray(as_pointer(addresses[6]), (rows,), np.int32),
+        numba.carray(as_pointer(addresses[7]), (rows,), np.int32),
+    )
+
+
+@kernel
+def _fill_batch(table: NDArray[np.int64], which: NDArray[np.int32], row_of: NDArray[np.int32], out: RowArrays) -> None:
     for row in range(len(which)):
         if which[row] < 0:
             _clear(out, row, 0)

@@ -82,8 +82,14 @@ class ForeignFeed:
         at_start.close()
         self._state: dict[str, Any] = {"step": 0, "passes": 0, "grain": self._start_state}
 
-    def tasks(self) -> Iterator[Callable[[], HostBatch]]:
+    def together(self, most: int) -> int:
+        """See `Feed.together`."""
+        del most
+        return 1
+
+    def tasks(self, together: int) -> Iterator[tuple[int, Callable[[], list[HostBatch]]]]:
         """See `Feed.tasks`."""
+        del together
         # A new one: a read of before that has not returned yet must not advance it.
         iterator = iter(self._dataset)
         try:
@@ -98,12 +104,12 @@ class ForeignFeed:
                     return
                 step += 1
                 batch = HostBatch(size, self._stack(rows, wanted), {"step": step, "grain": iterator.get_state()})
-                yield partial(self._build, batch)
+                yield 1, partial(self._build, batch)
         finally:
             # Here, as a step of Grain's that waits never ends where another thread closes the iterator.
             iterator.close()
 
-    def _build(self, batch: HostBatch) -> HostBatch:
+    def _build(self, batch: HostBatch) -> list[HostBatch]:
         """The rows that this process needs of those that its host has."""
         begin = self._sharding.host_index * (batch.size // self._sharding.host_count)
         ranges = [(low - begin, high - begin) for low, high in self._sharding.rows(batch.size)]
@@ -111,7 +117,7 @@ class ForeignFeed:
             field: np.concatenate([array[:0], *[array[low:high] for low, high in ranges]])
             for field, array in batch.rows.items()
         }
-        return batch._replace(rows=rows)
+        return [batch._replace(rows=rows)]
 
     def has_batch(self, batch: HostBatch) -> bool:
         """See `Feed.has_batch`."""

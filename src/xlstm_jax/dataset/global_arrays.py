@@ -1,8 +1,8 @@
 """Which rows of a batch this process needs, and how they become global `jax.Array`s."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from xlstm_jax.dataset.order import shard_bounds
 
 __all__ = ["BatchSharding", "DataloadingHost", "dataloading_host"]
+
+SMALL = 2**21
+"""Bytes of a batch that a CPU copies sooner than it goes through the Python of JAX that takes it as it is, array by
+array. (Other devices would copy it behind what they are computing.)"""
 
 
 @dataclass(frozen=True)
@@ -149,16 +153,49 @@ class BatchSharding:
         if self.played:
             (start, stop) = ranges[0]
             size, ranges = stop - start, ((0, stop - start),)
-        return {field: self._array(size, ranges, array) for field, array in rows.items()}
+        shardings = [self._shardings[array.ndim] for array in rows.values()]
+        if ranges != ((0, size),):
+            made = [_of_parts(array, size, ranges, cut) for array, cut in zip(rows.values(), shardings, strict=True)]
+        elif (
+            self._on_one_cpu
+            and sum(array.nbytes for array in rows.values()) <= SMALL
+            and not jax.config.jax_disable_jit
+        ):
+            made = list(_copying(*shardings)(*rows.values()))
+        else:
+            made = list(map(_of_whole, rows.values(), shardings))
+        return dict(zip(rows, made, strict=True))
 
-    def _array(self, size: int, ranges: Sequence[tuple[int, int]], array: NDArray[np.int32]) -> jax.Array:
-        shape = (size, *array.shape[1:])
-        sharding = _named(self.mesh, self.spec, array.ndim)
-        if not ranges:
-            return jax.make_array_from_single_device_arrays(shape, sharding, [], dtype=array.dtype)
+    @cached_property
+    def _on_one_cpu(self) -> bool:
+        return self.mesh is not None and [device.platform for device in self.mesh.devices.flat] == ["cpu"]
 
-        part = array.__getitem__ if ranges == ((0, size),) else partial(_part, array, size, ranges)
-        return jax.make_array_from_callback(shape, sharding, part)
+    @cached_property
+    def _shardings(self) -> tuple[NamedSharding, ...]:
+        """By number of dimensions."""
+        assert self.mesh is not None, "without a mesh nothing is cut"
+        return tuple(NamedSharding(self.mesh, PartitionSpec(*self.spec[:dimensions])) for dimensions in range(3))
+
+
+def _of_whole(array: NDArray[np.int32], sharding: NamedSharding) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+
+@lru_cache(maxsize=16)
+def _copying(*shardings: NamedSharding) -> Callable[..., Sequence[jax.Array]]:
+    """What copies arrays to one device, as `_of_whole` does one by one, in a single call that is not Python."""
+    compiled: Callable[..., Sequence[jax.Array]] = jax.jit(lambda *arrays: arrays, out_shardings=shardings)
+    return compiled
+
+
+def _of_parts(
+    array: NDArray[np.int32], size: int, ranges: Sequence[tuple[int, int]], sharding: NamedSharding
+) -> jax.Array:
+    """An array of `size` rows, of which this process has these ranges, end to end."""
+    shape = (size, *array.shape[1:])
+    if not ranges:
+        return jax.make_array_from_single_device_arrays(shape, sharding, [], dtype=array.dtype)
+    return jax.make_array_from_callback(shape, sharding, partial(_part, array, size, ranges))
 
 
 def _part(
@@ -172,12 +209,6 @@ def _part(
             return array[(slice(before + start - low, before + stop - low), *index[1:])]
         before += high - low
     raise AssertionError(f"rows {start} to {stop} are not among {ranges}")
-
-
-@lru_cache(maxsize=64)
-def _named(mesh: Mesh | None, spec: PartitionSpec, dimensions: int) -> NamedSharding:
-    """The sharding of arrays of so many dimensions."""
-    return NamedSharding(mesh, PartitionSpec(*spec[:dimensions]))
 
 
 class DataloadingHost(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlstm_jax.dataset.assembly import assemble, locate
+from xlstm_jax.dataset.buffers import HostBuffers
 from xlstm_jax.dataset.config import DatasetConfig
 from xlstm_jax.dataset.filling import RowArrays
 from xlstm_jax.dataset.mixture import Mixture
@@ -138,7 +139,8 @@ class LLMDatasetIterator(grain.DatasetIterator[Row]):
             runs = _every_nth_row(runs, self._part.step, first=(self._part.start - self._passed) % self._part.step)
         self._own = sorted(row for at, _ in runs for row in at.tolist())
         located = locate([run for _, run in runs], [config.source], [config.row_format])
-        self._rows = assemble(located, *place_rows(runs, stop - start), config.row_length)
+        which, row = place_rows(runs, stop - start)
+        [self._rows] = assemble(located, which[None], row[None], config.row_length, HostBuffers())
         self._next = 0
         return True
 

@@ -2,10 +2,13 @@
 
 import atexit
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
+
+import jax
 
 from xlstm_jax.dataset.arguments import integer
 from xlstm_jax.dataset.batch import batch_fields
@@ -20,6 +23,11 @@ from xlstm_jax.dataset.threads import start_thread, usable_cores
 from xlstm_jax.dataset.watchdog import Watchdog
 
 __all__ = ["MultiHostDataLoadIterator"]
+
+
+_Prepared = tuple[HostBatch, Any]
+"""What the feed needs to know of a batch, and what the user gets."""
+_Batches = Prefetcher[list[_Prepared]] | OnDemand[list[_Prepared]]
 
 
 class MultiHostDataLoadIterator:
@@ -219,25 +227,32 @@ class _Preparation:
         self._make_batch = make_batch
         self._prefetch = prefetch
         self.watchdog = watchdog
-        self._batches: Prefetcher[tuple[HostBatch, Any]] | OnDemand[tuple[HostBatch, Any]] | None = None
+        self._batches: _Batches | None = None
+        self._ready: deque[_Prepared] = deque()
+        """Batches that were prepared together with those that came before them."""
         self.closed = False
         atexit.register(self.close)
 
-    def next_batch(self) -> tuple[HostBatch, Any] | None:
+    def next_batch(self) -> _Prepared | None:
         """The next batch, or None where the data has ended."""
+        if self._ready:
+            return self._ready.popleft()
         with self.watchdog.waiting("The next batch"):
             if self._batches is None:
                 self._batches = batches = self._start()
                 if self.closed:  # By another thread, which did not see these.
                     batches.close()
             prepared = next(self._batches, None)
-            if prepared is None or not self._feed.has_batch(prepared[0]):
+            if prepared is None or not self._feed.has_batch(prepared[0][0]):
                 return None
-            return prepared
+            first, *others = prepared
+            self._ready.extend(others)
+            return first
 
     def stop(self) -> None:
         """Forget what has been prepared."""
         batches, self._batches = self._batches, None
+        self._ready.clear()
         if batches is not None:
             batches.close()
 
@@ -252,8 +267,9 @@ class _Preparation:
         self.watchdog.close()
         atexit.unregister(self.close)
 
-    def _start(self) -> Prefetcher[tuple[HostBatch, Any]] | OnDemand[tuple[HostBatch, Any]]:
-        tasks = (partial(_prepare, task, self._make_batch) for task in self._feed.tasks())
+    def _start(self) -> _Batches:
+        together = self._feed.together(max(1, self._prefetch))
+        tasks = ((count, partial(_prepare, task, self._make_batch)) for count, task in self._feed.tasks(together))
         if not self._prefetch:
             return OnDemand(tasks)
         # One core is left to the thread that trains: much of what is done here holds the interpreter lock. To read from
@@ -277,11 +293,12 @@ def _close_in_background(preparation: _Preparation) -> None:
     start_thread("close", preparation.close)
 
 
-def _prepare(task: Callable[[], HostBatch], make_batch: Callable[[HostBatch], Any]) -> tuple[HostBatch, Any]:
-    host = no_end_within(task)
-    return host._replace(rows={}), make_batch(host)
+def _prepare(task: Callable[[], list[HostBatch]], make_batch: Callable[[HostBatch], Any]) -> list[_Prepared]:
+    hosts = no_end_within(task)
+    # A guard against transfers that somebody overlooks is not meant for these; this may be the thread that has it.
+    with stage("transfer", "rows to the devices"), jax.transfer_guard_host_to_device("allow"):
+        return [(host.delivered, make_batch(host)) for host in hosts]
 
 
 def _make_batch(sharding: BatchSharding, batch_class: type[Any], fields: tuple[str, ...], host: HostBatch) -> Any:
-    with stage("transfer", "rows to the devices"):
-        return batch_class(**sharding.arrays(host.size, {field: host.rows[field] for field in fields}))
+    return batch_class(**sharding.arrays(host.size, {field: host.rows[field] for field in fields}))

@@ -27,8 +27,8 @@ from xlstm_jax.dataset.timeline import Timeline
 
 __all__ = ["Diet", "Planner"]
 
-STRETCH_BATCHES, STRETCH_ROWS = 16, 512
-"""A stretch has no more than so many batches, and several only of no more than so many rows."""
+STRETCH_BATCHES, STRETCH_POSITIONS = 64, 2**22
+"""A stretch has no more than so many batches, and several only of no more than so many positions."""
 
 
 class Diet(NamedTuple):
@@ -96,9 +96,14 @@ class Planner:
 
     def next_batch(self) -> BatchPlan:
         """Plan the next batch; one of 0 rows says that the data has ended."""
+        [plan] = self.next_batches(1)
+        return plan
+
+    def next_batches(self, most: int) -> list[BatchPlan]:
+        """Plan the next batches: one or, where they are of the same stretch, up to `most`."""
         if not self._planned:
             self._planned.extend(self._plan_stretch())
-        return self._planned.popleft()
+        return [self._planned.popleft() for _ in range(min(most, len(self._planned)))]
 
     def _plan_stretch(self) -> list[BatchPlan]:
         _, size, length, steps = next(self._diet.timeline.segments(self._moment, self._diet.points))
@@ -156,7 +161,9 @@ class Planner:
 
     def _deal_some(self, size: int, steps: int | None) -> Deal:
         """Deal out the places of several batches, if all goes on as it is meanwhile, and else of one."""
-        most = 1 if self._pad_ended_lanes else max(1, min(STRETCH_BATCHES, STRETCH_ROWS // size))
+        most = (
+            1 if self._pad_ended_lanes else max(1, min(STRETCH_BATCHES, STRETCH_POSITIONS // (size * self._row_length)))
+        )
         batches = min(self._batches, most, most if steps is None else steps)
         self._batches = min(2 * batches, most)
         if batches > 1:

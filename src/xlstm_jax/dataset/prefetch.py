@@ -18,17 +18,21 @@ from xlstm_jax.dataset.threads import join_threads, start_thread
 __all__ = ["OnDemand", "Prefetcher"]
 
 T = TypeVar("T")
+Tasks = Iterator[tuple[int, Callable[[], T]]]
+"""For how many results each counts, and what is to be done."""
 
 GIVE_WAY_S = 0.002
 """How long the threads let whoever has taken a result go on, at most, before they do the next: it is about to start a
 step, and frees what it had before, which takes the interpreter lock several times."""
-HAND_OVER_S = 0.0001
-"""About what it takes two threads that share the interpreter lock to hand over a result. Whoever comes back for the
-next one sooner is better off running its task."""
+SHORTEST_WAIT_S = 0.0001
+"""What is not worth waiting for: to be woken takes about as long."""
+HURRY_S = 0.001
+"""Who comes back for the next result sooner than this, and than a quarter of the time that a task takes, is better off
+running it: two threads that share the interpreter lock take about as long to hand over a result."""
 
 
 class Prefetcher(Generic[T]):
-    """Iterates over the results of tasks, of which up to `depth` are done or under way ahead of their use.
+    """Iterates over what tasks give, of which some is done or under way ahead of its use.
 
     Each of `threads` threads draws the next of `tasks`, in order and one at a time, so drawing may carry state. It runs
     them itself, so tasks must not depend on each other. An error in either is raised at its place in the order, and
@@ -36,21 +40,20 @@ class Prefetcher(Generic[T]):
 
     Args:
         tasks: The tasks.
-        depth: Results ahead.
+        depth: Results ahead; the last task that is begun may go beyond.
         threads: How many threads there are.
         helped: Whether a step runs its task itself where no thread has begun it; for tasks that wait for nothing, since
             a step that runs one cannot be told to stop waiting.
         board: Where threads write down what they do.
     """
 
-    def __init__(
-        self, tasks: Iterator[Callable[[], T]], *, depth: int, threads: int, helped: bool, board: Board
-    ) -> None:
+    def __init__(self, tasks: Tasks[T], *, depth: int, threads: int, helped: bool, board: Board) -> None:
         self._ahead = ahead = _Ahead(tasks, depth, threads)
         self._threads = [start_thread("prepare", partial(_run, board, ahead.prepare)) for _ in range(threads)]
         self._helped = helped
         self._taken = 0
         self._left_at = 0.0
+        self._took = 0.0
         self._come: dict[int, _Outcome[T]] = {}
         """Task → its outcome, of those that have come and have not been taken."""
 
@@ -58,7 +61,7 @@ class Prefetcher(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        hurries = self._helped and time.monotonic() - self._left_at < HAND_OVER_S
+        hurries = self._helped and time.monotonic() - self._left_at < min(HURRY_S, self._took / 4)
         while self._taken not in self._come:
             if not (self._helped and self._ahead.help(self._taken, self._come)):
                 self._ahead.receive(self._come)
@@ -67,6 +70,7 @@ class Prefetcher(Generic[T]):
             raise outcome.error
         del self._come[self._taken]
         self._taken += 1
+        self._took = outcome.took
         self._left_at = self._ahead.make_room(outcome, hurries=hurries)
         return outcome.results[0]
 
@@ -84,7 +88,7 @@ class Prefetcher(Generic[T]):
 class OnDemand(Generic[T]):
     """Iterates over the results of tasks, each run when it is asked for; errors are raised again as by `Prefetcher`."""
 
-    def __init__(self, tasks: Iterator[Callable[[], T]]) -> None:
+    def __init__(self, tasks: Tasks[T]) -> None:
         self._tasks = tasks
         self._end: BaseException | None = None
 
@@ -95,7 +99,7 @@ class OnDemand(Generic[T]):
         if self._end is not None:
             raise self._end
         try:
-            return next(self._tasks)()
+            return next(self._tasks)[1]()
         except BaseException as error:
             self._end = error
             raise
@@ -112,14 +116,18 @@ class _Outcome(NamedTuple, Generic[T]):
 
     results: tuple[T, ...] = ()
     error: BaseException | None = None
+    took: float = 0.0
+    """Seconds."""
     done_at: float = 0.0
-    ahead: bool = False
-    """Whether a thread has run it."""
+    room: int = 0
+    """Results for which it took room."""
 
 
-def _outcome_of(task: Callable[[], T], *, ahead: bool) -> _Outcome[T]:
+def _outcome_of(task: Callable[[], T], room: int) -> _Outcome[T]:
+    begun_at = time.monotonic()
     try:
-        return _Outcome((task(),), None, time.monotonic(), ahead)
+        results, done_at = (task(),), time.monotonic()
+        return _Outcome(results, None, done_at - begun_at, done_at, room)
     except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
         return _Outcome(error=error)
 
@@ -127,11 +135,13 @@ def _outcome_of(task: Callable[[], T], *, ahead: bool) -> _Outcome[T]:
 class _Ahead(Generic[T]):
     """What the threads need; it holds no reference to the prefetcher, so that one can be collected."""
 
-    def __init__(self, tasks: Iterator[Callable[[], T]], depth: int, threads: int) -> None:
+    def __init__(self, tasks: Tasks[T], depth: int, threads: int) -> None:
         self._tasks = tasks
         self._threads = threads
-        self._drawing = threading.Lock()
+        self._taking, self._drawing = threading.Lock(), threading.Lock()
         self._drawn = 0
+        self._hurries = False
+        """Whether steps run their tasks themselves, for as long as they come back at once."""
         self._go_on_at = 0.0
         """When the threads may draw."""
         self._stopped = False
@@ -140,7 +150,9 @@ class _Ahead(Generic[T]):
         self._outcomes: SimpleQueue[tuple[int, _Outcome[T]] | None] = SimpleQueue()
         """Tasks and what came of them; None where there will be no more."""
         self._room: SimpleQueue[None] = SimpleQueue()
-        """An item for each task that a thread may begin."""
+        """An item for each result that may still be begun ahead."""
+        self._owed = 0
+        """Items that are to be taken for what was begun last."""
         for _ in range(depth):
             self._room.put(None)
 
@@ -160,42 +172,54 @@ class _Ahead(Generic[T]):
             if self._drawn > number or self._ended.is_set():
                 return False
             self._go_on_at = math.inf
-            task = self._draw()
+            drawn = self._draw()
         finally:
             self._drawing.release()
-        if task is not None:
-            come[number] = _outcome_of(task, ahead=False)
+        if drawn is not None:
+            come[number] = _outcome_of(drawn[1], room=0)
         self._go_on_at = 0.0
-        return task is not None
+        return drawn is not None
 
     def make_room(self, outcome: _Outcome[T], *, hurries: bool) -> float:
-        """Let a task be begun for one whose result was taken; returns the time."""
+        """Let tasks be begun for one whose result was taken; returns the time."""
         now = time.monotonic()
         # A result that lay here tells how much time there is: where steps wait for results, there is none.
+        self._hurries = hurries
         self._go_on_at = now + (GIVE_WAY_S if hurries else min(GIVE_WAY_S, (now - outcome.done_at) / 2))
-        if outcome.ahead:
+        for _ in range(outcome.room):
             self._room.put(None)
         return now
 
     def prepare(self) -> None:
-        """Draw tasks, never more than `depth` ahead, and run them, until there are no more."""
-        while True:
-            self._room.get()
+        """Draw tasks, as long as there is room for results, and run them, until there are no more."""
+        while (begun := self._begin()) is not None:
+            number, results, task = begun
+            self._outcomes.put((number, _outcome_of(task, room=results)))
+            del begun, task  # What they hold is not needed while the next is waited for.
+
+    def _begin(self) -> tuple[int, int, Callable[[], T]] | None:
+        """The number of the next task, for how many results it counts, and the task; None where there will be none."""
+        with self._taking:
+            for _ in range(self._owed + 1):
+                self._room.get()
+                if self._ended.is_set():
+                    return None
             self._give_way()
             with self._drawing:
-                if self._ended.is_set():
-                    return
-                number, task = self._drawn, self._draw()
-            if task is not None:
-                self._outcomes.put((number, _outcome_of(task, ahead=True)))
-            del task  # What it holds is not needed while the next is waited for.
+                number, drawn = self._drawn, None if self._ended.is_set() else self._draw()
+            if drawn is None:
+                return None
+            self._owed = drawn[0] - 1
+            return number, *drawn
 
     def _give_way(self) -> None:
-        while (wait := self._go_on_at - time.monotonic()) > HAND_OVER_S and not self._ended.is_set():
+        while (wait := self._go_on_at - time.monotonic()) > SHORTEST_WAIT_S and not self._ended.is_set():
             self._ended.wait(min(wait, GIVE_WAY_S))
+            if not self._hurries:
+                return
 
-    def _draw(self) -> Callable[[], T] | None:
-        """The next task; None where there will be none."""
+    def _draw(self) -> tuple[int, Callable[[], T]] | None:
+        """The next of `tasks`; None where there will be none."""
         self._drawn += 1
         try:
             return next(self._tasks)

@@ -104,6 +104,16 @@ class Stretch:
         """Where the rows of batches `first` to `last` stand."""
         return slice(first * self.size, last * self.size)
 
+    def rows_within(
+        self, first: int, last: int, ranges: Sequence[tuple[int, int]]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """[batches, rows] `which` and `row` of batches `first` to `last`, for some ranges of rows, end to end."""
+        which, row = (array[self.rows(first, last)].reshape(-1, self.size) for array in (self.which, self.row))
+        if tuple(ranges) == ((0, self.size),):
+            return which, row
+        at = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for start, stop in ranges)])
+        return which[:, at], row[:, at]
+
     def drawn(self, first: int, last: int) -> tuple[int, ...]:
         """Rows of each dataset in batches `first` to `last`, from the lanes of this process."""
         datasets = np.array([*(run.dataset for run in self.runs), -1])[self.which[self.rows(first, last)]]
@@ -179,19 +189,9 @@ class BatchPlan(NamedTuple):
         """The rows that hold documents, as far as this process reads them."""
         return self.runs_within([(0, self.size)])
 
-    def rows_within(self, ranges: Sequence[tuple[int, int]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """`which` and `row` of the stretch, for some ranges of the rows of the batch, end to end."""
-        begin, which, row = self.number * self.size, self.stretch.which, self.stretch.row
-        parts = [slice(begin + start, begin + stop) for start, stop in ranges]
-        if len(parts) == 1:
-            return which[parts[0]], row[parts[0]]
-        return np.concatenate([which[:0], *(which[part] for part in parts)]), np.concatenate(
-            [row[:0], *(row[part] for part in parts)]
-        )
-
     def runs_within(self, ranges: Sequence[tuple[int, int]]) -> list[PlacedRun]:
         """What of the batch lies in some ranges of its rows, placed as if these stood end to end."""
-        which, row = self.rows_within(ranges)
+        [which], [row] = self.stretch.rows_within(self.number, self.number + 1, ranges)
         order = np.argsort(which, kind="stable")
         order = order[np.searchsorted(which[order], 0) :]
         if not len(order):
