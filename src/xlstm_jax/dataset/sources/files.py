@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +69,10 @@ class FileDocuments:
                 yield 0, np.arange(len(documents)), documents
             return
         files = np.searchsorted(self._bounds, documents, side="right") - 1
-        by_file = np.argsort(files, kind="stable")
-        cuts = np.flatnonzero(np.diff(files[by_file])) + 1
-        for which in np.split(by_file, cuts) if len(documents) else ():
-            file = int(files[which[0]])
-            yield file, which, documents[which] - self._bounds[file]
+        # Numbers of 16 bits are sorted in a tenth of the time.
+        by_file = np.argsort(files.astype(np.min_scalar_type(len(self._bounds))), kind="stable")
+        files = files[by_file]
+        places = documents[by_file] - self._bounds[files]
+        cuts = [*np.flatnonzero(np.diff(files, prepend=-1)).tolist(), len(files)]
+        for begin, end in pairwise(cuts):
+            yield int(files[begin]), by_file[begin:end], places[begin:end]

@@ -221,6 +221,8 @@ class _Shard:
     def _pointers(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
         """Place in bytes of each sequence; behind the last is the end of the data."""
         pointers = self._index.pointers
+        if self._index.first_sequence is None:
+            return gather(pointers, sequences)
         if len(pointers) == 0:
             return np.zeros(len(sequences), dtype=np.int64)
         behind = sequences == len(pointers)
@@ -236,7 +238,8 @@ class _Shard:
     def _begins(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """Place of each document's first token, checked: what reads there afterwards does not look at bounds."""
         self._data.check()
-        lengths = self.lengths_of(documents)
+        self._index.file.check()
+        lengths = self.lengths_of(documents) if self._short else self._indexed_lengths(documents)
         pointers = self._places(documents)
         itemsize = self._tokens.dtype.itemsize
         begin = pointers >> (itemsize.bit_length() - 1)  # A power of two; division takes ten times as long.
