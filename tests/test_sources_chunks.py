@@ -111,8 +111,18 @@ def test_records_of_another_length_are_not_taken_for_those_that_were_counted(wro
 def test_a_file_that_ends_too_early_is_left_to_the_reader(tmp_path):
     path = uncompressed(tmp_path / "a.array_record", records_of([40, 9, 200]))
     os.truncate(path, 300)
-    assert read_chunks(path, [40, 9, 200], [0, 1]) is not None
+    assert read_chunks(path, [40, 9, 200], [0]) is None
     assert read_chunks(path, [40, 9, 200], [0, 1, 2]) is None
+
+
+def test_a_record_of_the_same_size_is_not_taken_for_the_one_that_was_asked_for(tmp_path):
+    # The chunk of one of 83 bytes is longer by that of one of 40 than the chunk of an empty one.
+    records = records_of([40, 40, 83, 40, 40])
+    path = uncompressed(tmp_path / "a.array_record", records)
+    assert read_chunks(path, [40, 40, 83, 40, 40], [4]).tobytes() == records[4]
+    assert read_chunks(path, [40, 40, 0, 40, 40], [4]) is None
+    for fewer in range(1, 5):
+        assert read_chunks(path, [40, 40, 83, 40, 40][:fewer], [0]) is None
 
 
 @pytest.mark.parametrize("options", ["", ",zstd:1", ",brotli:1", ",snappy", ",transpose,uncompressed"])
@@ -162,6 +172,14 @@ def test_the_reader_says_what_is_wrong_with_a_record(tokens):
     with pytest.raises(RecordError, match=f"Record 30 of {path} is damaged: .*hash mismatch"):
         tokens.fetch(np.arange(199))
     np.testing.assert_array_equal(tokens[121], TOKENS[121])
+
+
+def test_records_behind_one_that_is_skipped_are_those_that_were_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLSTM_DATA_CACHE", str(tmp_path / "cache"))
+    records = [np.full(10, number, np.int32).tobytes() for number in range(20)]
+    records[5] = b"x" * 83
+    source = ArrayRecordSource(uncompressed(tmp_path / "a.array_record", records), dtype="int32", max_skipped=1)
+    assert [source[n].tolist() for n in range(20)] == [[n] * 10 if n != 5 else [] for n in range(20)]
 
 
 def test_a_file_that_the_reader_alone_understands_is_read_by_it(tokens, monkeypatch):

@@ -4,6 +4,9 @@ Such a file is a sequence of Riegeli chunks of one record each, whose sizes foll
 chunk is found by arithmetic. All that is read is held against what was expected of it and against both checksums of
 its chunk; where anything differs, nothing is returned, and whoever asked turns to the reader. Layouts and names are
 those of the specifications: "Riegeli/records file format specification" and ArrayRecord's `layout.proto`.
+
+Were a length wrong, another record of the same size could stand where one is looked for. So each time the footer must
+stand where all lengths together say; it does not where a bad record was skipped, whose length counts as 0.
 """
 
 from typing import Any, Final
@@ -24,8 +27,8 @@ _BLOCK, _BLOCK_HEADER = 1 << 16, 24
 """Bytes of a block of the file, and of the header with which each begins, whatever it interrupts."""
 _USABLE: Final = _BLOCK - _BLOCK_HEADER
 _CHUNK_HEADER = 40
-_SIMPLE_OF_ONE: Final = ord("r") | 1 << 8
-"""Type of the chunk, "simple", in the lowest byte, and how many records it holds above it."""
+_SIMPLE: Final = ord("r")
+"""Type of the chunk, in the lowest byte of a word that holds the number of its records above it."""
 _STEP = 64
 """Records between two whose places are kept: those of the others are added up."""
 _BEFORE = 64
@@ -61,13 +64,14 @@ class RecordChunks:
 
 @kernel
 def _marks(lengths: NDArray[Any], size: int) -> NDArray[np.int64]:
-    """For every `_STEP`-th record, how many bytes of chunks come before it, headers of blocks left out."""
-    marks = np.empty((len(lengths) + _STEP - 1) // _STEP, np.int64)
+    """For every `_STEP`-th record, and for the footer, how many bytes come before it, headers of blocks left out."""
+    marks = np.empty((len(lengths) + _STEP - 1) // _STEP + 1, np.int64)
     before = _CHUNK_HEADER  # The first chunk is the signature of the file.
     for place in range(len(lengths)):
         if place % _STEP == 0:
             marks[place // _STEP] = before
         before += _chunk_size(size * int(lengths[place]))
+    marks[-1] = before
     return marks
 
 
@@ -87,6 +91,8 @@ def _read(
     """
     room, kept = np.empty(HASH_ROOM, np.uint64), np.empty(_BEFORE, np.uint8)
     at = _BEFORE
+    if not _read_between(file, int(marks[-1]), _CHUNK_HEADER, out) or not _is_header(out, len(lengths) + 1, room):
+        return False  # The footer has a record for each group, and one of its own.
     for i in range(len(places)):
         place = places[i]
         before = int(marks[place // _STEP])
@@ -94,14 +100,10 @@ def _read(
             before += _chunk_size(token_size * int(lengths[earlier]))
         size = token_size * int(lengths[place])
         whole = _chunk_size(size)
-        begin, end = _end_of(before), _end_of(before + whole)
         chunk = out[at - (whole - size) :]
         for k in range(whole - size):
             kept[k] = chunk[k]
-        if _pread(file, int(np.int64(chunk.ctypes.data)), end - begin, begin) != end - begin:
-            return False
-        _leave_out_headers(chunk, begin, end)
-        if not _is_record(chunk, size, room):
+        if not _read_between(file, before, whole, chunk) or not _is_record(chunk, size, room):
             return False
         for k in range(whole - size):
             chunk[k] = kept[k]
@@ -132,6 +134,16 @@ def _end_of(size: int) -> int:
 
 
 @kernel
+def _read_between(file: int, before: int, size: int, to: NDArray[np.uint8]) -> bool:
+    """Read so many bytes behind so many others, headers of blocks left out of all; whether the file has them."""
+    begin, end = _end_of(before), _end_of(before + size)
+    if _pread(file, int(np.int64(to.ctypes.data)), end - begin, begin) != end - begin:
+        return False
+    _leave_out_headers(to, begin, end)
+    return True
+
+
+@kernel
 def _leave_out_headers(chunk: NDArray[np.uint8], begin: int, end: int) -> None:
     """Move what stands behind the header of each block, in bytes `begin` to `end` of the file, to where it began."""
     block = (begin + _BLOCK - 1) // _BLOCK * _BLOCK
@@ -145,15 +157,24 @@ def _leave_out_headers(chunk: NDArray[np.uint8], begin: int, end: int) -> None:
 
 
 @kernel
+def _is_header(chunk: NDArray[np.uint8], records: int, room: NDArray[np.uint64]) -> bool:
+    """Whether the undamaged header of a simple chunk of so many records stands here."""
+    address = int(np.int64(chunk.ctypes.data))
+    header_hash, _, _, kind, _ = carray(as_pointer(address), (5,), np.uint64)
+    if np.int64(kind) != _SIMPLE | records << 8:
+        return False
+    expected: bool = highway_hash(address + 8, _CHUNK_HEADER - 8, room) == header_hash
+    return expected
+
+
+@kernel
 def _is_record(chunk: NDArray[np.uint8], size: int, room: NDArray[np.uint64]) -> bool:
     """Whether a chunk is one that holds one record of so many bytes, uncompressed and undamaged."""
     address = int(np.int64(chunk.ctypes.data))
-    header_hash, data_size, data_hash, kind, decoded_size = carray(as_pointer(address), (5,), np.uint64)
+    _, data_size, data_hash, _, decoded_size = carray(as_pointer(address), (5,), np.uint64)
     varint = _varint_size(size)
     encoded = 2 + varint + size
-    if np.int64(kind) != _SIMPLE_OF_ONE or np.int64(decoded_size) != size or np.int64(data_size) != encoded:
-        return False
-    if highway_hash(address + 8, _CHUNK_HEADER - 8, room) != header_hash:
+    if np.int64(decoded_size) != size or np.int64(data_size) != encoded or not _is_header(chunk, 1, room):
         return False
     if highway_hash(address + _CHUNK_HEADER, encoded, room) != data_hash:
         return False
