@@ -130,8 +130,7 @@ def test_a_record_of_the_same_size_is_not_taken_for_the_one_that_was_asked_for(t
 def test_other_kinds_of_files_are_left_to_the_reader(options, group_size, tmp_path):
     records = records_of([40] * 20)
     path = write_array_record(tmp_path / "a.array_record", records, group_size, options)
-    with ArrayRecordSource(path, dtype="int32")._readers.use(0) as opened:
-        assert opened.number is None
+    assert not ArrayRecordSource(path, dtype="int32")._is_of_chunks[0]
     assert read_chunks(path, [40] * 20, [3]) is None
 
 
@@ -160,6 +159,33 @@ def test_a_source_reads_such_files_without_their_reader(tokens, monkeypatch):
     for place, document in zip(places, documents, strict=True):
         np.testing.assert_array_equal(document, TOKENS[place])
     assert tokens.__getitems__([]) == []
+
+
+def test_no_reader_stays_open_where_none_is_needed(tokens):
+    assert len(tokens.fetch(np.arange(199))) == 1
+    for part in range(2):
+        with tokens._readers.use(part) as opened:
+            assert opened._reader is None
+            assert opened._file is not None
+
+
+def test_a_file_that_was_closed_meanwhile_is_opened_without_its_reader(tokens, monkeypatch):
+    monkeypatch.setattr(array_record, "_open_reader", refuse)
+    tokens._readers._limit = 1
+    for place in (20, 150, 30, 160):
+        np.testing.assert_array_equal(tokens[place], TOKENS[place])
+    tokens._files[0].unlink()
+    with pytest.raises(FileNotFoundError, match=f"There is no file {tokens._files[0]} any more"):
+        tokens[20]
+
+
+def test_a_file_that_was_exchanged_meanwhile_is_noticed(tokens):
+    tokens._readers._limit = 1
+    _ = tokens[20], tokens[150]
+    records = [document.astype(tokens._dtype).tobytes() for document in TOKENS[:90]]
+    uncompressed(tokens._files[0], [records[5], *records[:5], *records[6:]])
+    with pytest.raises(RecordError, match=f"Record 3 of {tokens._files[0]} has .*: the file has changed since"):
+        tokens[3]
 
 
 def test_the_reader_says_what_is_wrong_with_a_record(tokens):

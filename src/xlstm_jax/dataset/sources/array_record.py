@@ -1,11 +1,10 @@
 """ArrayRecord files: records of utf-8 text, or of token ids as bytes."""
 
 import os
-import weakref
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,11 +68,21 @@ class ArrayRecordSource(RecordSource):
         self._files = as_files(self._paths)
         self._readers = OpenFiles(lambda number: _RecordFile(self._files[number]))
         self._chunks: dict[int, RecordChunks] = {}
+        self._is_of_chunks: list[bool] = []
         counts = []
         for number in range(len(self._files)):
             with self._readers.use(number) as opened:
-                counts.append(opened.records)
+                counts.append(opened.reader.num_records())
+                options = (opened.reader.writer_options_string() or "").split(",")
+                self._is_of_chunks.append(self._dtype is not None and _OF_CHUNKS.issubset(options))
+            self._spare_reader(number)
         return counts, self._dtype is not None
+
+    def _spare_reader(self, part: int) -> None:
+        """Close the reader of a file that seldom needs it."""
+        if self._is_of_chunks[part]:
+            with self._readers.use(part) as opened:
+                opened.close_reader()
 
     def _arguments(self) -> dict[str, Any]:
         return {"dtype": self._dtype, "max_skipped": self._skipping.allowed, "eod_token_id": self._eod_token_id}
@@ -126,9 +135,12 @@ class ArrayRecordSource(RecordSource):
     def _read_chunks(self, part: int, places: NDArray[np.int64], lengths: NDArray[Any]) -> NDArray[Any]:
         """Tokens of the records at these places of a file, straight from it where that can be and all is well."""
         assert self._dtype is not None
-        with self._readers.use(part) as opened:
-            found = None if opened.number is None else self._chunks_of(part).read(opened.number, places)
-        return self._read_joined(part, places, lengths) if found is None else found.view(self._dtype)
+        if self._is_of_chunks[part]:
+            with self._readers.use(part) as opened:
+                found = self._chunks_of(part).read(opened.number, places)
+            if found is not None:
+                return found.view(self._dtype)
+        return self._read_joined(part, places, lengths)
 
     def _chunks_of(self, part: int) -> "RecordChunks":
         from xlstm_jax.dataset.sources.record_chunks import RecordChunks  # noqa: PLC0415 - compiled, which loads Numba
@@ -210,6 +222,7 @@ class ArrayRecordSource(RecordSource):
                     else:
                         lengths[place] = len(record)
                 advance(len(places))
+        self._spare_reader(number)
         return lengths
 
     def _where(self, part: int, place: int) -> str:
@@ -221,20 +234,12 @@ class ArrayRecordSource(RecordSource):
 
 
 class _RecordFile:
-    """An open file: its reader, or the file alone where the reader, which keeps an index, is seldom needed."""
+    """A file, opened where it is first asked for: by its reader, which takes its time to read an index, or alone."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._reader = _open_reader(path)
-        self._finalizer: weakref.finalize[..., Any] | None = None
-        self.records: int = self._reader.num_records()
-        self.number: int | None = None
-        """Of the file, where it may be read by `RecordChunks`."""
-        if set((self._reader.writer_options_string() or "").split(",")) >= _OF_CHUNKS:
-            self.number = os.open(path, os.O_RDONLY)
-            self._finalizer = weakref.finalize(self, os.close, self.number)
-            self._reader.close()
-            self._reader = None
+        self._reader: Any = None
+        self._file: BinaryIO | None = None
 
     @property
     def reader(self) -> Any:
@@ -243,12 +248,27 @@ class _RecordFile:
             self._reader = _open_reader(self._path)
         return self._reader
 
-    def close(self) -> None:
-        """Close all that is open."""
+    @property
+    def number(self) -> int:
+        """The number of the open file, for `RecordChunks`."""
+        if self._file is None:
+            try:
+                self._file = self._path.open("rb", buffering=0)
+            except FileNotFoundError as error:
+                raise _gone(self._path) from error
+        return self._file.fileno()
+
+    def close_reader(self) -> None:
+        """Close the reader, and with it its index, until it is asked for again."""
         if self._reader is not None:
             self._reader.close()
-        if self._finalizer is not None:
-            self._finalizer()
+            self._reader = None
+
+    def close(self) -> None:
+        """Close all that is open."""
+        self.close_reader()
+        if self._file is not None:
+            self._file.close()
 
 
 def _open_reader(path: Path) -> Any:
@@ -261,9 +281,13 @@ def _open_reader(path: Path) -> Any:
         reader.read([0])
     except RuntimeError as error:
         if not path.is_file():
-            raise FileNotFoundError(f"There is no file {path} any more; it was there before.") from error
+            raise _gone(path) from error
         raise ValueError(f"{path} is truncated, damaged, or no ArrayRecord file: {error}") from error
     raise ValueError(f"{path} is truncated, damaged, or no ArrayRecord file.")
+
+
+def _gone(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(f"There is no file {path} any more; it was there before.")
 
 
 def _read_many(reader: Any, places: NDArray[np.int64]) -> list[bytes | RecordError]:
