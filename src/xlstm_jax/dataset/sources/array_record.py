@@ -36,7 +36,8 @@ class ArrayRecordSource(RecordSource):
     The lengths of token records are found out in one pass over the files, when they are first asked for, and kept (see
     `cache`). Damage within a file is found by its checksums when the record is read; a group of records (the writer's
     `group_size`) is damaged as a whole. Groups of one record make random reads fast, those of tokens that are not
-    compressed ("group_size:1,uncompressed") the fastest; larger groups are read whole for each of their records.
+    compressed ("group_size:1,uncompressed") the fastest, in files of which no record was skipped; larger groups are
+    read whole for each of their records.
 
     Args:
         path: A file, or several.

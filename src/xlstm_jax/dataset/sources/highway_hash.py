@@ -1,4 +1,8 @@
-"""HighwayHash of 64 bits, with which Riegeli's files check what they hold (https://github.com/google/highwayhash).
+"""HighwayHash of 64 bits, with which Riegeli's files check what they hold.
+
+Alakuijala, Cox and Wassenberg, "Fast keyed hash/pseudo-random function using SIMD multiply and permute",
+https://arxiv.org/abs/1612.06257; what it does with a last packet that is not full, and the key, are those of Riegeli's
+specification and of https://github.com/google/highwayhash.
 
 The kernel keeps its four vectors of 4 words in registers; `highway_hash_plain` defines it, word by word.
 """
