@@ -29,7 +29,7 @@ LAYERS = [
     "dataset.sources.decompression dataset.sources.whole_file dataset.sources.cache",
     "dataset.sources.manifest dataset.sources.records dataset.sources.columns dataset.sources.memory",
     "dataset.sources.token_index dataset.sources.token_store dataset.sources.token_writer",
-    "dataset.sources.highway_hash dataset.sources.record_chunks",
+    "dataset.sources.highway_hash dataset.sources.record_chunks dataset.sources.array_record_file",
     "dataset.sources.array_record dataset.sources.json_lines dataset.sources.parquet dataset.sources.hugging_face",
     "dataset.sources.opening dataset.sources",
     "dataset.tokenizer dataset.transforms",

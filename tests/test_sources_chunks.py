@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stored import write_array_record
 from xlstm_jax.dataset import ArrayRecordSource, RecordError
-from xlstm_jax.dataset.sources import array_record
+from xlstm_jax.dataset.sources.array_record_file import ArrayRecordFile
 from xlstm_jax.dataset.sources.highway_hash import HASH_ROOM, highway_hash, highway_hash_plain
 from xlstm_jax.dataset.sources.record_chunks import RecordChunks
 
@@ -154,7 +154,7 @@ def refuse(*_):
 
 
 def test_a_source_reads_such_files_without_their_reader(tokens, monkeypatch):
-    monkeypatch.setattr(array_record, "_read_many", refuse)
+    monkeypatch.setattr(ArrayRecordFile, "read", refuse)
     places = [170, 3, 3, 95, *range(50, 120)]
     documents = tokens.__getitems__(places)
     for place, document in zip(places, documents, strict=True):
@@ -171,7 +171,7 @@ def test_no_reader_stays_open_where_none_is_needed(tokens):
 
 
 def test_a_file_that_was_closed_meanwhile_is_opened_without_its_reader(tokens, monkeypatch):
-    monkeypatch.setattr(array_record, "_open_reader", refuse)
+    monkeypatch.setattr(ArrayRecordFile, "_opened", refuse)
     tokens._readers._limit = 1
     for place in (20, 150, 30, 160):
         np.testing.assert_array_equal(tokens[place], TOKENS[place])

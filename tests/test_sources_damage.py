@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import resource
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -122,6 +123,27 @@ def test_a_file_that_vanishes_is_named_and_never_skipped(tmp_path):
     assert source[0] == "text 0"
     with pytest.raises(FileNotFoundError, match=f"There is no file {paths[1]} any more"):
         source[1]
+
+
+@pytest.mark.parametrize("options", ["", ",uncompressed"])
+def test_what_the_system_refuses_is_no_damage(options, tmp_path):
+    path = write_array_record(tmp_path / "a.array_record", token_records(), options=options)
+    source = ArrayRecordSource(path, dtype="int32", max_skipped=5)
+    _ = source.lengths
+    again = pickle.loads(pickle.dumps(source))
+    again._readers._limit = 0  # It is opened each time.
+    np.testing.assert_array_equal(again[57], TOKENS[57])
+    bounds = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, bounds[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            _ = again[57]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, bounds)
+    assert str(path) in str(caught.value)
+    np.testing.assert_array_equal(again[57], TOKENS[57])
 
 
 @pytest.mark.parametrize("group_size", [1, 8])

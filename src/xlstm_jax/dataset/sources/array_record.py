@@ -1,17 +1,15 @@
 """ArrayRecord files: records of utf-8 text, or of token ids as bytes."""
 
-import os
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm_jax.dataset.sources.array_record_file import ArrayRecordFile
 from xlstm_jax.dataset.sources.base import narrowed_ids, read_only
 from xlstm_jax.dataset.sources.cache import cached_array
-from xlstm_jax.dataset.sources.extras import require
 from xlstm_jax.dataset.sources.files import PathLike, as_files
 from xlstm_jax.dataset.sources.manifest import LENGTHS
 from xlstm_jax.dataset.sources.open_files import OpenFiles
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ArrayRecordSource"]
 
-_RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
-_OF_CHUNKS = {"group_size:1", "transpose:false", "pad_to_block_boundary:false", "uncompressed"}
-"""How files are written that `RecordChunks` reads."""
 _RECORDS_PER_SCAN = 4096
 _TOKEN_DTYPES = ("int32", "uint16", "uint32")
 
@@ -67,15 +62,14 @@ class ArrayRecordSource(RecordSource):
 
     def _open(self) -> tuple[Sequence[int], bool]:
         self._files = as_files(self._paths)
-        self._readers = OpenFiles(lambda number: _RecordFile(self._files[number]))
+        self._readers = OpenFiles(lambda number: ArrayRecordFile(self._files[number]))
         self._chunks: dict[int, RecordChunks] = {}
         self._is_of_chunks: list[bool] = []
         counts = []
         for number in range(len(self._files)):
             with self._readers.use(number) as opened:
-                counts.append(opened.reader.num_records())
-                options = (opened.reader.writer_options_string() or "").split(",")
-                self._is_of_chunks.append(self._dtype is not None and _OF_CHUNKS.issubset(options))
+                counts.append(opened.count_records())
+                self._is_of_chunks.append(self._dtype is not None and opened.is_of_chunks())
             self._spare_reader(number)
         return counts, self._dtype is not None
 
@@ -113,11 +107,8 @@ class ArrayRecordSource(RecordSource):
         """The records as they are; where they cannot be read together, one by one, to see which are bad."""
         try:
             with self._readers.use(part) as opened:
-                return _read_many(opened.reader, places)
+                return list(opened.read(places))
         except RuntimeError as error:
-            if "() failed" in str(error):
-                # The file system, not the file; another host may be luckier, so this is not to be skipped.
-                raise OSError(f"{self._where(part, int(places[0]))} could not be read: {error}") from error
             if len(places) == 1:
                 return [RecordError(f"{self._where(part, int(places[0]))} is damaged: {error}.")]
         return [record for place in places for record in self._read_bytes(part, place[None])]
@@ -232,80 +223,6 @@ class ArrayRecordSource(RecordSource):
     def __repr__(self) -> str:
         content = "text" if self._dtype is None else f"{self._dtype} tokens"
         return f"ArrayRecordSource({len(self)} records of {content}, {len(self._files)} files from {self._files[0]})"
-
-
-class _RecordFile:
-    """A file, opened where it is first asked for: by its reader, which takes its time to read an index, or alone."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._reader: Any = None
-        self._file: BinaryIO | None = None
-
-    @property
-    def reader(self) -> Any:
-        """The file's reader."""
-        if self._reader is None:
-            self._reader = _open_reader(self._path)
-        return self._reader
-
-    @property
-    def number(self) -> int:
-        """The number of the open file, for `RecordChunks`."""
-        if self._file is None:
-            try:
-                self._file = self._path.open("rb", buffering=0)
-            except FileNotFoundError as error:
-                raise _gone(self._path) from error
-        return self._file.fileno()
-
-    def close_reader(self) -> None:
-        """Close the reader, and with it its index, until it is asked for again."""
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
-
-    def close(self) -> None:
-        """Close all that is open."""
-        self.close_reader()
-        if self._file is not None:
-            self._file.close()
-
-
-def _open_reader(path: Path) -> Any:
-    module = require("array_record.python.array_record_module", "array_record")
-    reader = module.ArrayRecordReader(os.fsencode(path), _RANDOM_ACCESS)
-    if reader.ok():
-        return reader
-    try:
-        # A reader of a damaged or missing file has no records, and says why only now.
-        reader.read([0])
-    except RuntimeError as error:
-        if not path.is_file():
-            raise _gone(path) from error
-        raise ValueError(f"{path} is truncated, damaged, or no ArrayRecord file: {error}") from error
-    raise ValueError(f"{path} is truncated, damaged, or no ArrayRecord file.")
-
-
-def _gone(path: Path) -> FileNotFoundError:
-    return FileNotFoundError(f"There is no file {path} any more; it was there before.")
-
-
-def _read_many(reader: Any, places: NDArray[np.int64]) -> list[bytes | RecordError]:
-    """The records at ascending places.
-
-    A list of places costs the reader 3 µs for each 1,000 groups of the file, however short the list is, and a run of
-    neighbours 6 µs for each record. So runs are read, but where groups hold several records, which a list reads once.
-    """
-    listed = places.tolist()
-    heads = (np.flatnonzero(places[1:] - places[:-1] != 1) + 1).tolist()
-    if heads and "group_size:1," not in reader.writer_options_string() + ",":
-        return list(reader.read(listed))
-    records: list[bytes | RecordError] = []
-    for begin, end in pairwise((0, *heads, len(listed))):
-        first = listed[begin]
-        records += reader.read(first, first + end - begin)
-    return records
 
 
 def _token_dtype(dtype: Any) -> np.dtype[Any]:
