@@ -67,7 +67,15 @@ def test_a_jitted_step_takes_small_and_large_ones_without_tracing_anew(monkeypat
 
 @pytest.mark.parametrize("mesh", ["one device", "all devices"])
 @pytest.mark.parametrize("prefetch", [0, 1, 4])
-@pytest.mark.parametrize("setting", [lambda: jax.transfer_guard("disallow_explicit"), jax.disable_jit])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda: jax.transfer_guard("disallow_explicit"),
+        jax.disable_jit,
+        jax.no_tracing,
+        lambda: jax.set_mesh(Mesh(np.array(jax.devices()), ("other",))),
+    ],
+)
 def test_what_the_thread_that_trains_has_set_does_not_disturb_its_batches(mesh, prefetch, setting):
     job = Job({"d": make_documents(0, 400, 20)}, batch=ROWS, length=16, prefetch=prefetch)
     mesh = one_device_mesh() if mesh == "one device" else Mesh(np.array(jax.devices()), ("data",))

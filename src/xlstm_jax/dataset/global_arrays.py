@@ -156,11 +156,7 @@ class BatchSharding:
         shardings = [self._shardings[array.ndim] for array in rows.values()]
         if ranges != ((0, size),):
             made = [_of_parts(array, size, ranges, cut) for array, cut in zip(rows.values(), shardings, strict=True)]
-        elif (
-            self._on_one_cpu
-            and sum(array.nbytes for array in rows.values()) <= SMALL
-            and not jax.config.jax_disable_jit
-        ):
+        elif self._on_one_cpu and sum(array.nbytes for array in rows.values()) <= SMALL and _may_compile():
             made = list(_copying(*shardings)(*rows.values()))
         else:
             made = list(map(_of_whole, rows.values(), shardings))
@@ -179,6 +175,12 @@ class BatchSharding:
 
 def _of_whole(array: NDArray[np.int32], sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+
+def _may_compile() -> bool:
+    """Whether this thread has set nothing that `_copying` would stumble over, as a mesh of other devices."""
+    config = jax.config
+    return not (config.jax_disable_jit or config.jax_no_tracing) and jax.sharding.get_abstract_mesh().empty
 
 
 @lru_cache(maxsize=16)

@@ -1,6 +1,7 @@
 """The loader: batches of global arrays, or of NumPy arrays, prepared ahead of the step."""
 
 import atexit
+import contextlib
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -196,12 +197,17 @@ class MultiHostDataLoadIterator:
 
     def _next_batch(self) -> Any | None:
         """The next batch of this pass, or None at its end."""
-        prepared = None if self._feed.at_pass_end() else self._preparation.next_batch()
-        if prepared is None:
-            self._end_pass()
-            return None
-        delivered, batch = prepared
-        self._feed.deliver(delivered)
+        try:
+            prepared = None if self._feed.at_pass_end() else self._preparation.next_batch()
+            if prepared is None:
+                self._end_pass()
+                return None
+            delivered, batch = prepared
+            self._feed.deliver(delivered)
+        except KeyboardInterrupt:
+            # What it has broken off would be missing from the loop that somebody goes on with.
+            self._preparation.interrupt()
+            raise
         self._at_start = False
         return batch
 
@@ -235,19 +241,26 @@ class _Preparation:
 
     def next_batch(self) -> _Prepared | None:
         """The next batch, or None where the data has ended."""
-        if self._ready:
+        # Any other thread may close this meanwhile.
+        with contextlib.suppress(IndexError):
             return self._ready.popleft()
         with self.watchdog.waiting("The next batch"):
-            if self._batches is None:
+            batches = self._batches
+            if batches is None:
                 self._batches = batches = self._start()
-                if self.closed:  # By another thread, which did not see these.
+                if self.closed:  # Whoever did it did not see these.
                     batches.close()
-            prepared = next(self._batches, None)
+            prepared = next(batches, None)
             if prepared is None or not self._feed.has_batch(prepared[0][0]):
                 return None
             first, *others = prepared
             self._ready.extend(others)
             return first
+
+    def interrupt(self) -> None:
+        """Let the next batch be prepared anew, if this thread may have been interrupted while it prepared some."""
+        if not self._feed.waits:
+            self.stop()
 
     def stop(self) -> None:
         """Forget what has been prepared."""

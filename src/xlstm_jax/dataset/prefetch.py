@@ -81,7 +81,6 @@ class Prefetcher(Generic[T]):
     def close(self) -> None:
         """End all threads; idempotent, and returns even if a task never does."""
         self.stop()
-        self._come.clear()
         join_threads(self._threads)
 
 
