@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlstm_jax.dataset.packing import Packing, default_rows, pack_window, pack_window_plain
+from xlstm_jax.dataset.packing import _PLACE, Packing, default_rows, pack_window, pack_window_plain
 
 RULES = ["best_fit", "first_fit", "concat_split", "none"]
 
@@ -187,3 +187,10 @@ def test_larger_windows_of_best_fit_leave_less_padding(rows, padding):
 
 def test_the_default_window_holds_4_mi_tokens_within_64_and_1024_rows():
     assert [default_rows(length) for length in (512, 2048, 8192, 65_536, 131_072)] == [1024, 1024, 512, 64, 64]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("last", [False, True])
+def test_kernels_give_back_plain_tuples(rule, last):
+    """Numba makes named ones by code in Python, and crashes the process where Ctrl-C breaks that off."""
+    assert type(_PLACE[rule](np.array([3, 4]), 8, 2, last, 0)) is tuple

@@ -120,7 +120,7 @@ def pack_window(
     Raises:
         ValueError: A document is longer than a row and `long_documents` is "error".
     """
-    placed = _PLACE[packing.rule](packing.allowed(lengths), packing.row_length, packing.rows, last, offset)
+    placed = _Placed(*_PLACE[packing.rule](packing.allowed(lengths), packing.row_length, packing.rows, last, offset))
     if placed.documents_used < 0:
         return None
     shuffle = packing.shuffle and packing.rule != "none"
@@ -277,6 +277,11 @@ class _Placed(NamedTuple):
     next_offset: int
 
 
+_Result = tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32], NDArray[np.int32], int, int, int]
+"""`_Placed` as a plain tuple, for whoever is not compiled: Numba makes a named one by code in Python, and where Ctrl-C
+breaks that off, the process crashes."""
+
+
 @kernel
 def _pieces(count: int) -> _Placed:
     return _Placed(
@@ -286,11 +291,17 @@ def _pieces(count: int) -> _Placed:
 
 
 @kernel
-def _finish(placed: _Placed, count: int, rows: int, documents_used: int, next_offset: int) -> _Placed:
-    return _Placed(
+def _finish(placed: _Placed, count: int, rows: int, documents_used: int, next_offset: int) -> _Result:
+    return (
         placed.document[:count], placed.start[:count], placed.length[:count], placed.row[:count],
         rows, documents_used, next_offset,
     )  # fmt: skip
+
+
+@kernel
+def _too_few() -> _Result:
+    """What is placed where lengths ran out."""
+    return _finish(_pieces(0), 0, 0, -1, 0)
 
 
 _ONE, _ALL = np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -352,7 +363,7 @@ def _by_decreasing_length(lengths: NDArray[np.int64], documents: int, row_length
 
 
 @kernel
-def _place_best_fit(lengths: NDArray[np.int64], row_length: int, rows: int, last: bool, _offset: int) -> _Placed:
+def _place_best_fit(lengths: NDArray[np.int64], row_length: int, rows: int, last: bool, _offset: int) -> _Result:
     used = total = count = 0
     target = rows * row_length
     while used < len(lengths) and total < target:
@@ -360,7 +371,7 @@ def _place_best_fit(lengths: NDArray[np.int64], row_length: int, rows: int, last
         count += (lengths[used] + row_length - 1) // row_length
         used += 1
     if total < target and not last:
-        return _pieces(0)
+        return _too_few()
     placed = _pieces(count)
     opened = 0
     for d in range(used):
@@ -405,7 +416,7 @@ def _place_best_fit(lengths: NDArray[np.int64], row_length: int, rows: int, last
 
 
 @kernel
-def _place_first_fit(lengths: NDArray[np.int64], row_length: int, rows: int, last: bool, offset: int) -> _Placed:
+def _place_first_fit(lengths: NDArray[np.int64], row_length: int, rows: int, last: bool, offset: int) -> _Result:
     most = 0
     for length in lengths:
         most += (length + row_length - 1) // row_length
@@ -427,18 +438,18 @@ def _place_first_fit(lengths: NDArray[np.int64], row_length: int, rows: int, las
             placed.document[count], placed.start[count], placed.length[count] = d, at, length
             placed.row[count] = row
             count += 1
-    return _finish(placed, count, opened, len(lengths), 0) if last else _pieces(0)
+    return _finish(placed, count, opened, len(lengths), 0) if last else _too_few()
 
 
 @kernel
-def _place_concat_split(lengths: NDArray[np.int64], row_length: int, rows: int, last: bool, offset: int) -> _Placed:
+def _place_concat_split(lengths: NDArray[np.int64], row_length: int, rows: int, last: bool, offset: int) -> _Result:
     used, total = 0, -offset
     target = rows * row_length
     while used < len(lengths) and total < target:
         total += lengths[used]
         used += 1
     if total < target and not last:
-        return _pieces(0)
+        return _too_few()
     # Each border of a row cuts at most one document.
     placed = _pieces(used + rows)
     count = written = 0
@@ -457,13 +468,13 @@ def _place_concat_split(lengths: NDArray[np.int64], row_length: int, rows: int, 
 
 
 @kernel
-def _place_none(lengths: NDArray[np.int64], row_length: int, rows: int, last: bool, _offset: int) -> _Placed:
+def _place_none(lengths: NDArray[np.int64], row_length: int, rows: int, last: bool, _offset: int) -> _Result:
     used = total = 0
     while used < len(lengths) and total < rows:
         total += (lengths[used] + row_length - 1) // row_length
         used += 1
     if total < rows and not last:
-        return _pieces(0)
+        return _too_few()
     placed = _pieces(total)
     count = 0
     for d in range(used):
