@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlstm_jax.dataset.packing import _PLACE, Packing, default_rows, pack_window, pack_window_plain
+from xlstm_jax.dataset import packing as packing_module
+from xlstm_jax.dataset.packing import Packing, default_rows, pack_window, pack_window_plain
 
 RULES = ["best_fit", "first_fit", "concat_split", "none"]
 
@@ -193,4 +194,4 @@ def test_the_default_window_holds_4_mi_tokens_within_64_and_1024_rows():
 @pytest.mark.parametrize("last", [False, True])
 def test_kernels_give_back_plain_tuples(rule, last):
     """Numba makes named ones by code in Python, and crashes the process where Ctrl-C breaks that off."""
-    assert type(_PLACE[rule](np.array([3, 4]), 8, 2, last, 0)) is tuple
+    assert type(packing_module._PLACE[rule](np.array([3, 4]), 8, 2, last, 0)) is tuple
