@@ -153,18 +153,29 @@ class BatchSharding:
         if self.played:
             (start, stop) = ranges[0]
             size, ranges = stop - start, ((0, stop - start),)
-        shardings = [self._shardings[array.ndim] for array in rows.values()]
+        arrays = list(rows.values())
+        dimensions = tuple([array.ndim for array in arrays])
         if ranges != ((0, size),):
-            made = [_of_parts(array, size, ranges, cut) for array, cut in zip(rows.values(), shardings, strict=True)]
-        elif self._on_one_cpu and sum(array.nbytes for array in rows.values()) <= SMALL and _may_compile():
-            made = list(_copying(*shardings)(*rows.values()))
+            made = [_of_parts(array, size, ranges, self._shardings[array.ndim]) for array in arrays]
+        elif self._on_one_cpu and sum([array.nbytes for array in arrays]) <= SMALL and _may_compile():
+            made = (self._copying.get(dimensions) or self._copying_of(dimensions))(*arrays)
         else:
-            made = list(map(_of_whole, rows.values(), shardings))
+            made = [_of_whole(array, self._shardings[array.ndim]) for array in arrays]
         return dict(zip(rows, made, strict=True))
 
     @cached_property
     def _on_one_cpu(self) -> bool:
         return self.mesh is not None and [device.platform for device in self.mesh.devices.flat] == ["cpu"]
+
+    @cached_property
+    def _copying(self) -> dict[tuple[int, ...], Callable[..., list[jax.Array]]]:
+        return {}
+
+    def _copying_of(self, dimensions: tuple[int, ...]) -> Callable[..., list[jax.Array]]:
+        """What copies such arrays to one device, as `_of_whole` does, but in a single call that is not Python."""
+        shardings = [self._shardings[number] for number in dimensions]
+        copying: Callable[..., list[jax.Array]] = jax.jit(lambda *arrays: list(arrays), out_shardings=shardings)
+        return self._copying.setdefault(dimensions, copying)
 
     @cached_property
     def _shardings(self) -> tuple[NamedSharding, ...]:
@@ -178,16 +189,9 @@ def _of_whole(array: NDArray[np.int32], sharding: NamedSharding) -> jax.Array:
 
 
 def _may_compile() -> bool:
-    """Whether this thread has set nothing that `_copying` would stumble over, as a mesh of other devices."""
+    """Whether this thread has set nothing that a compiled copy would stumble over, as a mesh of other devices."""
     config = jax.config
     return not (config.jax_disable_jit or config.jax_no_tracing) and jax.sharding.get_abstract_mesh().empty
-
-
-@lru_cache(maxsize=16)
-def _copying(*shardings: NamedSharding) -> Callable[..., Sequence[jax.Array]]:
-    """What copies arrays to one device, as `_of_whole` does one by one, in a single call that is not Python."""
-    compiled: Callable[..., Sequence[jax.Array]] = jax.jit(lambda *arrays: arrays, out_shardings=shardings)
-    return compiled
 
 
 def _of_parts(
