@@ -224,6 +224,7 @@ def make_grain_multihost_iterator(
         worker_count: Processes that run Python operations; 0 for none. Datasets without operations start none.
             With `use_thread_prefetch`, threads.
         worker_buffer_size: Batches prepared ahead of the step, on the devices; 0 prepares each when it is asked for.
+            Small ones are prepared a few at a time, which may be some more (4 MiB).
         drop_remainder: Whether the very last batch, of all epochs together, is left out where it is not full; else it
             is padded with rows whose segmentation is 0.
         batch_class: A dataclass or NamedTuple whose fields are a subset of what rows offer: those of `LLMIndexedBatch`,
