@@ -30,7 +30,7 @@ that these make; their addresses, as in `RowPieces.addresses`; shift, end-of-doc
 a segment."""
 
 _TARGETS, _INPUTS = 1, 2
-_AHEAD, _TOGETHER = 16, 16
+_AHEAD, _TOGETHER = 32, 32
 """Pieces whose tokens are fetched into the cache ahead of the one that is copied, and how many at a time. Where no page
 table is in the cache either, fetches one after the other take half as long as fetches between copies."""
 _NEAR, _LINES = 4, 32
