@@ -39,7 +39,8 @@ def _throughput(figure: Any, tables: dict[str, Any]) -> None:
         axis.barh(names, values, color=colours, height=0.72)
         axis.set(xscale="log", title=f"context {context}", xlim=(np.min(rates) / 2, np.max(rates) * 8))
         for place, (name, value) in enumerate(zip(names, values, strict=True)):
-            label = f" {value / 1e6:,.3g} M   {table[name]['ratio to Grain']:,.3g} x"
+            millions = f"{value / 1e6:,.0f}" if value >= 1e8 else f"{value / 1e6:.3g}"
+            label = f" {millions} M   {table[name]['ratio to Grain']:.3g} x"
             axis.text(value, place, label, va="center")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
         axis.minorticks_off()
