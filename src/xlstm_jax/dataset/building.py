@@ -15,14 +15,13 @@ from xlstm_jax.dataset.run import Run
 from xlstm_jax.dataset.stages import stage
 from xlstm_jax.dataset.stretches import BatchPlan, Stretch, place_rows
 
-__all__ = ["BYTES_OF_POSITION", "TOGETHER", "Builder", "HostBatch", "reads_documents", "rows_in"]
-
+__all__ = ["Builder", "HostBatch", "built_together", "reads_documents"]
 
 TOGETHER = 2**22
 """Bytes of batches that are built at a time, at most, where no documents are read. They are handed over once, and what
 Python does for each finds its code and data in the cache, where otherwise a batch that is written drives them out."""
-BYTES_OF_POSITION = 24
-"""Of a batch: six int32."""
+_POSITION = 24
+"""Bytes of a position of a batch: six int32."""
 
 _Ranges = Sequence[tuple[int, int]]
 
@@ -50,8 +49,16 @@ def reads_documents(run: Run) -> bool:
     return any(dataset.planned and not dataset.source.in_place for dataset in run.datasets)
 
 
-def rows_in(ranges: _Ranges) -> int:
-    """How many rows lie in some ranges."""
+def built_together(run: Run, sharding: BatchSharding, most: int) -> int:
+    """How many batches of documents in memory to build at a time, where it may be up to `most`: several small ones."""
+    if not all(dataset.apply_padding for dataset in run.datasets):
+        return 1  # A batch is to be refused when it is its turn.
+    rows = max(run.timeline.batches.sizes.values) * _rows_in(sharding.rows(sharding.divisor)) // sharding.divisor
+    largest = _POSITION * rows * max(run.timeline.rows.lengths.values)
+    return max(1, min(most, TOGETHER // max(1, largest)))
+
+
+def _rows_in(ranges: _Ranges) -> int:
     return sum(stop - start for start, stop in ranges)
 
 
@@ -81,7 +88,7 @@ class Builder:
         """Read the documents of a batch."""
         runs = plan.runs_within(ranges)
         located = self._locate([run for _, run in runs], plan.row_length)
-        which, row = place_rows(runs, rows_in(ranges))
+        which, row = place_rows(runs, _rows_in(ranges))
         return assemble(located, which[None], row[None], plan.row_length, self._buffers)
 
     def _gather(self, first: BatchPlan, count: int, ranges: _Ranges) -> list[RowArrays]:

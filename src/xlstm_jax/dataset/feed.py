@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from xlstm_jax.dataset.agreement import EndOfData, gather_json, join_counts, join_positions, own_part
 from xlstm_jax.dataset.buffers import HostBuffers
-from xlstm_jax.dataset.building import BYTES_OF_POSITION, TOGETHER, Builder, HostBatch, reads_documents, rows_in
+from xlstm_jax.dataset.building import Builder, HostBatch, built_together, reads_documents
 from xlstm_jax.dataset.contents import BatchContents, batch_contents
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.passes import PassLength
@@ -153,12 +153,7 @@ class RowFeed:
 
     def together(self, most: int) -> int:
         """See `Feed.together`."""
-        if self.waits or not all(dataset.apply_padding for dataset in self._run.datasets):
-            return 1
-        divisor, timeline = self._sharding.divisor, self._run.timeline
-        rows = max(timeline.batches.sizes.values) * rows_in(self._sharding.rows(divisor)) // divisor
-        largest = BYTES_OF_POSITION * rows * max(timeline.rows.lengths.values)
-        return max(1, min(most, TOGETHER // max(1, largest)))
+        return 1 if self.waits else built_together(self._run, self._sharding, most)
 
     def tasks(self, together: int) -> Iterator[tuple[int, Callable[[], list[HostBatch]]]]:
         """See `Feed.tasks`."""

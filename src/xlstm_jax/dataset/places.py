@@ -161,9 +161,8 @@ class Planner:
 
     def _deal_some(self, size: int, steps: int | None) -> Deal:
         """Deal out the places of several batches, if all goes on as it is meanwhile, and else of one."""
-        most = (
-            1 if self._pad_ended_lanes else max(1, min(STRETCH_BATCHES, STRETCH_POSITIONS // (size * self._row_length)))
-        )
+        fitting = min(STRETCH_BATCHES, STRETCH_POSITIONS // (size * self._row_length))
+        most = 1 if self._pad_ended_lanes else max(1, fitting)
         batches = min(self._batches, most, most if steps is None else steps)
         self._batches = min(2 * batches, most)
         if batches > 1:

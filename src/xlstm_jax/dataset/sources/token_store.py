@@ -238,8 +238,7 @@ class _Shard:
     def _begins(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """Place of each document's first token, checked: what reads there afterwards does not look at bounds."""
         self._data.check()
-        self._index.file.check()
-        lengths = self.lengths_of(documents) if self._short else self._indexed_lengths(documents)
+        lengths = self.lengths_of(documents)
         pointers = self._places(documents)
         itemsize = self._tokens.dtype.itemsize
         begin = pointers >> (itemsize.bit_length() - 1)  # A power of two; division takes ten times as long.
