@@ -8,13 +8,15 @@ from concurrent.futures import Future
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from loading import Job, as_arrays, draw, make_documents
+from loading import Job, as_arrays, draw, make_documents, one_device_mesh
+from xlstm_jax.dataset.array_filling import fill_arrays
 from xlstm_jax.dataset.assembly import RowFormat, Shift, assemble, assemble_plain, locate
 from xlstm_jax.dataset.buffers import HostBuffers
 from xlstm_jax.dataset.filling import RowArrays
+from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.lanes import RowRun
 from xlstm_jax.dataset.order import Order
 from xlstm_jax.dataset.packing import Packing, pack_window
@@ -129,6 +131,21 @@ def assembled(runs, rows, sources, formats):
     which, row = place_rows(runs, rows)
     [out] = assemble(located, which[None], row[None], formats[0].length, HostBuffers())
     return out
+
+
+@settings(max_examples=50)
+@given(case=cases(), batches=st.integers(1, 3), data=st.data())
+def test_arrays_that_are_filled_at_once_are_what_is_assembled(case, batches, data):
+    runs, rows, sources, formats = case
+    assume(rows)
+    located, length = locate([run for _, run in runs], sources, formats), formats[0].length
+    orders = np.array([data.draw(st.permutations(range(rows))) for _ in range(batches)])
+    which, row = (array[orders] for array in place_rows(runs, rows))
+    arrays = fill_arrays(located, which, row, length, BatchSharding.of(one_device_mesh(), None, 0, 1).shardings)
+    for filled, expected in zip(arrays, assemble(located, which, row, length, HostBuffers()), strict=True):
+        for field, array in filled.items():
+            assert isinstance(array, jax.Array)
+            np.testing.assert_array_equal(array, getattr(expected, field), err_msg=field, strict=True)
 
 
 @settings(max_examples=300)

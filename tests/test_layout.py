@@ -36,7 +36,7 @@ LAYERS = [
     "dataset.config_file dataset.schedule dataset.ramp_up dataset.row_lengths dataset.timeline",
     "dataset.packing dataset.lengths dataset.slices dataset.windows dataset.repacking",
     "dataset.mixing dataset.mixture dataset.rounds dataset.lanes dataset.stretches dataset.places",
-    "dataset.buffers dataset.pieces dataset.filling dataset.assembly",
+    "dataset.buffers dataset.pieces dataset.filling dataset.assembly dataset.array_filling",
     "dataset.config dataset.position dataset.epochs dataset.run dataset.changes dataset.resume dataset.progress",
     "dataset.passes",
     "dataset.worker_process dataset.workers dataset.batch dataset.grain_dataset dataset.global_arrays",

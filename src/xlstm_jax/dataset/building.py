@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm_jax.dataset.array_filling import can_fill_arrays, fill_arrays
 from xlstm_jax.dataset.assembly import Located, assemble, locate
 from xlstm_jax.dataset.buffers import HostBuffers
-from xlstm_jax.dataset.filling import RowArrays
-from xlstm_jax.dataset.global_arrays import BatchSharding
+from xlstm_jax.dataset.filling import POSITION_BYTES
+from xlstm_jax.dataset.global_arrays import BatchSharding, Rows
 from xlstm_jax.dataset.lanes import RowRun
 from xlstm_jax.dataset.run import Run
 from xlstm_jax.dataset.stages import stage
@@ -20,8 +21,6 @@ __all__ = ["Builder", "HostBatch", "built_together", "reads_documents"]
 TOGETHER = 2**22
 """Bytes of batches that are built at a time, at most, where no documents are read. They are handed over once, and what
 Python does for each finds its code and data in the cache, where otherwise a batch that is written drives them out."""
-_POSITION = 24
-"""Bytes of a position of a batch: six int32."""
 
 _Ranges = Sequence[tuple[int, int]]
 
@@ -31,7 +30,7 @@ class HostBatch(NamedTuple):
 
     size: int
     """Rows over all hosts."""
-    rows: Mapping[str, NDArray[np.int32]]
+    rows: Mapping[str, Rows]
     """This process's rows, by field."""
     after: Any
     """What `Feed.deliver` needs to know of it."""
@@ -54,7 +53,7 @@ def built_together(run: Run, sharding: BatchSharding, most: int) -> int:
     if not all(dataset.apply_padding for dataset in run.datasets):
         return 1  # A batch is to be refused when it is its turn.
     rows = max(run.timeline.batches.sizes.values) * _rows_in(sharding.rows(sharding.divisor)) // sharding.divisor
-    largest = _POSITION * rows * max(run.timeline.rows.lengths.values)
+    largest = POSITION_BYTES * rows * max(run.timeline.rows.lengths.values)
     return max(1, min(most, TOGETHER // max(1, largest)))
 
 
@@ -82,19 +81,27 @@ class Builder:
         if not self._padded:
             for plan, rows in zip(plans, built, strict=True):
                 _refuse_padding(rows, plan.step)
-        return [HostBatch(p.size, rows._asdict(), p.after, ahead) for p, rows in zip(plans, built, strict=True)]
+        return [HostBatch(p.size, rows, p.after, ahead) for p, rows in zip(plans, built, strict=True)]
 
-    def _read(self, plan: BatchPlan, ranges: _Ranges) -> list[RowArrays]:
+    def _read(self, plan: BatchPlan, ranges: _Ranges) -> list[Mapping[str, Rows]]:
         """Read the documents of a batch."""
         runs = plan.runs_within(ranges)
         located = self._locate([run for _, run in runs], plan.row_length)
         which, row = place_rows(runs, _rows_in(ranges))
-        return assemble(located, which[None], row[None], plan.row_length, self._buffers)
+        return self._assemble(located, which[None], row[None], plan.row_length)
 
-    def _gather(self, first: BatchPlan, count: int, ranges: _Ranges) -> list[RowArrays]:
+    def _gather(self, first: BatchPlan, count: int, ranges: _Ranges) -> list[Mapping[str, Rows]]:
         """Build batches of documents that lie in memory."""
         which, row = first.stretch.rows_within(first.number, first.number + count, ranges)
-        return assemble(self._located(first.stretch), which, row, first.row_length, self._buffers)
+        return self._assemble(self._located(first.stretch), which, row, first.row_length)
+
+    def _assemble(
+        self, located: Located, which: NDArray[np.int32], row: NDArray[np.int32], length: int
+    ) -> list[Mapping[str, Rows]]:
+        """The rows of batches, by field: as arrays where these can be filled at once."""
+        if self._sharding.takes_filled(which.shape[1], length) and can_fill_arrays():
+            return fill_arrays(located, which, row, length, self._sharding.shardings)
+        return [rows._asdict() for rows in assemble(located, which, row, length, self._buffers)]
 
     def _located(self, stretch: Stretch) -> Located:
         """Where all rows of a stretch lie; it is looked up once."""
@@ -108,11 +115,11 @@ class Builder:
         return locate(runs, self._sources, [how.of_length(row_length) for how in self._formats])
 
 
-def _refuse_padding(rows: RowArrays, step: int) -> None:
-    segments = rows.inputs_segmentation  # Rows that hold nothing at all fill up the very last batch.
+def _refuse_padding(rows: Mapping[str, Rows], step: int) -> None:
+    segments = np.asarray(rows["inputs_segmentation"])  # Rows that hold nothing at all fill up the very last batch.
     short = int(np.count_nonzero((segments[:, -1] == 0) & (segments[:, 0] != 0)))
     if short:
         raise ValueError(
             f"apply_padding=False, and {short} rows of the batch of step {step} are shorter than "
-            f"max_target_length={rows.inputs.shape[1]}; rows of unequal length make no batch: pass apply_padding=True."
+            f"max_target_length={segments.shape[1]}; rows of unequal length make no batch: pass apply_padding=True."
         )

@@ -22,12 +22,15 @@ from xlstm_jax.dataset.vectors import (
     widen_block,
 )
 
-__all__ = ["COLUMNS", "RowArrays", "fill"]
+__all__ = ["COLUMNS", "POSITION_BYTES", "RowArrays", "fill"]
 
 COLUMNS = 12
 """Of the table that `fill` reads, a line for each run of rows: the row of its window with which its pieces begin; rows
 that these make; their addresses, as in `RowPieces.addresses`; shift, end-of-document token, and whether that token ends
 a segment."""
+
+POSITION_BYTES = 24
+"""Of a position in a batch: six int32."""
 
 _TARGETS, _INPUTS = 1, 2
 _AHEAD, _TOGETHER = 32, 32

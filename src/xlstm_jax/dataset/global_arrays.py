@@ -1,22 +1,26 @@
 """Which rows of a batch this process needs, and how they become global `jax.Array`s."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
+from xlstm_jax.dataset.filling import POSITION_BYTES
 from xlstm_jax.dataset.order import shard_bounds
 
-__all__ = ["BatchSharding", "DataloadingHost", "dataloading_host"]
+__all__ = ["BatchSharding", "DataloadingHost", "Rows", "dataloading_host"]
+
+Rows: TypeAlias = "NDArray[np.int32] | jax.Array"
+"""One field of some rows."""
 
 SMALL = 2**21
-"""Bytes of a batch that a CPU copies sooner than it goes through the Python of JAX that takes it as it is, array by
-array. (Other devices would copy it behind what they are computing.)"""
+"""Bytes of a batch that is written into memory that JAX makes for it, at most. Making memory of more takes longer than
+the Python of JAX that takes arrays as they are, one by one."""
 
 
 @dataclass(frozen=True)
@@ -145,53 +149,51 @@ class BatchSharding:
             "mesh."
         )
 
-    def arrays(self, size: int, rows: Mapping[str, NDArray[np.int32]]) -> Mapping[str, jax.Array | NDArray[np.int32]]:
+    def arrays(self, size: int, rows: Mapping[str, Rows]) -> Mapping[str, Rows]:
         """Global arrays from this process's rows, those of `rows(size)` end to end; without a mesh, the rows."""
-        if self.mesh is None:
+        if self.mesh is None or isinstance(next(iter(rows.values())), jax.Array):
             return rows
         ranges = self.rows(size)
         if self.played:
             (start, stop) = ranges[0]
             size, ranges = stop - start, ((0, stop - start),)
-        arrays = list(rows.values())
-        dimensions = tuple([array.ndim for array in arrays])
-        if ranges != ((0, size),):
-            made = [_of_parts(array, size, ranges, self._shardings[array.ndim]) for array in arrays]
-        elif self._on_one_cpu and sum([array.nbytes for array in arrays]) <= SMALL and _may_compile():
-            made = (self._copying.get(dimensions) or self._copying_of(dimensions))(*arrays)
-        else:
-            made = [_of_whole(array, self._shardings[array.ndim]) for array in arrays]
-        return dict(zip(rows, made, strict=True))
+        shardings = self.shardings
+        made = {}
+        for name, array in rows.items():
+            if ranges == ((0, size),):
+                made[name] = _of_whole(array, shardings[array.ndim])
+            else:
+                made[name] = _of_parts(array, size, ranges, shardings[array.ndim])
+        return made
+
+    def takes_filled(self, rows: int, length: int) -> bool:
+        """Whether batches with so many rows for this process, of so many positions, are best filled as arrays at once.
+
+        Those are small ones for one CPU, unless this thread has set something that their compiled call would stumble
+        over, as a mesh of other devices.
+        """
+        config = jax.config
+        return (
+            self._on_own_cpu
+            and POSITION_BYTES * rows * length <= SMALL
+            and not (config.jax_disable_jit or config.jax_no_tracing)
+            and jax.sharding.get_abstract_mesh().empty
+        )
 
     @cached_property
-    def _on_one_cpu(self) -> bool:
-        return self.mesh is not None and [device.platform for device in self.mesh.devices.flat] == ["cpu"]
+    def _on_own_cpu(self) -> bool:
+        devices = [] if self.mesh is None else list(self.mesh.devices.flat)
+        return len(devices) == 1 and devices[0].platform == "cpu" and devices[0].process_index == jax.process_index()
 
     @cached_property
-    def _copying(self) -> dict[tuple[int, ...], Callable[..., list[jax.Array]]]:
-        return {}
-
-    def _copying_of(self, dimensions: tuple[int, ...]) -> Callable[..., list[jax.Array]]:
-        """What copies such arrays to one device, as `_of_whole` does, but in a single call that is not Python."""
-        shardings = [self._shardings[number] for number in dimensions]
-        copying: Callable[..., list[jax.Array]] = jax.jit(lambda *arrays: list(arrays), out_shardings=shardings)
-        return self._copying.setdefault(dimensions, copying)
-
-    @cached_property
-    def _shardings(self) -> tuple[NamedSharding, ...]:
-        """By number of dimensions."""
+    def shardings(self) -> tuple[NamedSharding, ...]:
+        """Of arrays, by number of dimensions."""
         assert self.mesh is not None, "without a mesh nothing is cut"
         return tuple(NamedSharding(self.mesh, PartitionSpec(*self.spec[:dimensions])) for dimensions in range(3))
 
 
 def _of_whole(array: NDArray[np.int32], sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
-
-
-def _may_compile() -> bool:
-    """Whether this thread has set nothing that a compiled copy would stumble over, as a mesh of other devices."""
-    config = jax.config
-    return not (config.jax_disable_jit or config.jax_no_tracing) and jax.sharding.get_abstract_mesh().empty
 
 
 def _of_parts(

@@ -5,17 +5,17 @@ import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numba
 
-__all__ = ["kernel"]
+__all__ = ["kernel", "native_function"]
 
 LOGGER = logging.getLogger(__name__)
 
 MODULES = (
     "kernels", "vectors", "sources.highway_hash", "sources.record_chunks", "order", "packing", "mixing", "pieces",
-    "filling",
+    "filling", "array_filling",
 )  # fmt: skip
 """Those of this package that hold what is compiled."""
 
@@ -30,15 +30,27 @@ def kernel(function: Callable[P, T]) -> Callable[P, T]:
 
     Numba turns uint64 with a Python integer into float64: kernels on uint64 take every constant as `np.uint64`.
     """
-    compiled: Callable[P, T]
+    compiled: Callable[P, T] = _compiled(functools.partial(numba.njit, nogil=True), function)
+    return compiled
+
+
+def native_function(function: Callable[..., Any], signature: Any) -> Any:
+    """`function` compiled at once, as a function of C that native code can call, in any thread; kept as kernels are.
+
+    Returns:
+        What `ctypes` takes it for; it must live as long as it may be called.
+    """
+    return _compiled(functools.partial(numba.cfunc, signature), function).ctypes
+
+
+def _compiled(compiler: Callable[..., Any], function: Callable[..., Any]) -> Any:
     # Part of the name of the file that keeps it.
     function.__qualname__ += f"_{_digest()}"
     try:
-        compiled = numba.njit(cache=True, nogil=True)(function)
+        return compiler(cache=True)(function)
     except RuntimeError:  # Numba has looked for a folder, and found none.
         _say_that_none_is_kept()
-        compiled = numba.njit(nogil=True)(function)
-    return compiled
+        return compiler()(function)
 
 
 @functools.cache
