@@ -78,6 +78,14 @@ def array_record(folder: Path, store: TokenStore) -> Path:
     return path
 
 
+def read_once(*paths: Path) -> None:
+    """Let the system have files in memory: how fast a disk is, is not measured."""
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while file.read(1 << 24):
+                pass
+
+
 def documents(store: TokenStore) -> Iterator[NDArray[Any]]:
     """The documents of a store, one by one."""
     for at in range(0, len(store), 4096):

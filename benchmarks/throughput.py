@@ -28,8 +28,10 @@ def measure(folder: Path, *, seconds: float, repeats: int) -> dict[str, Any]:
     """Context → name → rates."""
     prefix = corpus.store_path(folder)
     store = TokenStore(prefix)
-    records = ArrayRecordSource(corpus.array_record(folder, store), dtype="int32")
-    parts = [TokenStore(part) for part in corpus.shards(folder, corpus.DOCUMENTS, 50)]
+    record_file, shards = corpus.array_record(folder, store), corpus.shards(folder, corpus.DOCUMENTS, 50)
+    corpus.read_once(record_file, *(part.with_suffix(".bin") for part in (prefix, *shards)))
+    records = ArrayRecordSource(record_file, dtype="int32")
+    parts = [TokenStore(part) for part in shards]
     table = {}
     for length in CONTEXTS:
         print(f"context {length}", flush=True)
