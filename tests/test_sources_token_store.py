@@ -247,6 +247,27 @@ def test_a_document_that_would_begin_outside_the_data_is_refused_when_it_is_read
         store.fetch(np.array([0, 2]))
 
 
+@given(data=st.data(), dtype=st.sampled_from(["uint8", "uint16", "int32"]))
+def test_places_are_those_of_the_index_or_the_first_wrong_one_is_refused(data, dtype, tmp_path_factory):
+    itemsize = np.dtype(dtype).itemsize
+    sizes = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=8))
+    places = st.lists(st.integers(0, sum(sizes)).map(lambda token: token * itemsize), min_size=len(sizes))
+    pointers = (data.draw(places) + data.draw(st.lists(st.integers(-9, 40), max_size=2)))[-len(sizes) :]
+    prefix = tmp_path_factory.mktemp("store") / "a"
+    store = TokenStore(write_raw(prefix, dtype, [[1] * size for size in sizes], pointers=pointers))
+    asked = data.draw(st.lists(st.integers(0, len(sizes) - 1), min_size=1, max_size=9))
+    wrong = [
+        document
+        for document in asked
+        if pointers[document] % itemsize or not 0 <= pointers[document] <= (sum(sizes) - sizes[document]) * itemsize
+    ]
+    if not wrong:
+        assert store.fetch(np.array(asked))[0].begin.tolist() == [pointers[document] // itemsize for document in asked]
+        return
+    with pytest.raises(ValueError, match=f"document {wrong[0]} of {sizes[wrong[0]]} tokens begins at byte "):
+        store.fetch(np.array(asked))
+
+
 def test_a_document_of_several_sequences_that_lie_apart_is_refused(tmp_path):
     write_raw(tmp_path / "a", "uint16", [[1, 2, 3], [4], [5, 6]], documents=[0, 2, 3], pointers=[0, 8, 6])
     with pytest.raises(ValueError, match="documents of several sequences that do not lie one after the other"):

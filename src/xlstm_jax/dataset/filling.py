@@ -37,7 +37,7 @@ _AHEAD, _TOGETHER = 32, 32
 """Pieces whose tokens are fetched into the cache ahead of the one that is copied, and how many at a time. Where no page
 table is in the cache either, fetches one after the other take half as long as fetches between copies."""
 _NEAR, _LINES = 4, 32
-"""The same for what such a piece has beyond its first line, and lines that are fetched of one. Processors find out by
+"""The same for what such a piece has beyond three lines, and lines that are fetched of one. Processors find out by
 themselves that memory is read in order, but late: documents are short."""
 _LINE = 64
 """Bytes that are fetched together."""
@@ -162,14 +162,16 @@ def _fill_row(out: RowArrays, row: int, run: NDArray[np.int64], first: int, last
 @kernel
 def _fetch_ahead(p: int, tokens_at: NDArray[np.int64], lengths: NDArray[np.int32], flags: NDArray[np.uint8]) -> None:
     """Fetch tokens of later pieces of a run into the cache."""
+    # Pieces begin anywhere within a line, and blocks read beyond them: a byte before each 64th finds all lines of both.
     if p % _TOGETHER == 0:
         for later in range(p + _AHEAD, min(p + _AHEAD + _TOGETHER, len(tokens_at))):
             prefetch(tokens_at[later])
-            prefetch(tokens_at[later] + _LINE // 2)
+            prefetch(tokens_at[later] + _LINE - 1)
+            prefetch(tokens_at[later] + 2 * _LINE - 1)
     if p % _NEAR == 0:
         for later in range(p + _NEAR, min(p + 2 * _NEAR, len(tokens_at))):
             size = int(lengths[later]) * _size(int(flags[later]) >> CODE_SHIFT)
-            for byte in range(_LINE, min(size, _LINES * _LINE), _LINE):
+            for byte in range(3 * _LINE - 1, min(size + _LINE, _LINES * _LINE), _LINE):
                 prefetch(tokens_at[later] + byte)
 
 

@@ -163,6 +163,7 @@ class _Shard:
         tokens = len(self._data.content) // dtype.itemsize
         self._short = tokens < self._index.tokens
         self._tokens = read_only(self._data.content[: tokens * dtype.itemsize].view(dtype))
+        self._shift = dtype.itemsize.bit_length() - 1  # Items are powers of two; division takes ten times as long.
         self.in_place = dtype.itemsize <= _INT32_BYTES and dtype != np.uint32
 
     @property
@@ -238,10 +239,31 @@ class _Shard:
     def _begins(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """Place of each document's first token, checked: what reads there afterwards does not look at bounds."""
         self._data.check()
-        lengths = self.lengths_of(documents)
+        self._index.file.check()
         pointers = self._places(documents)
+        doubtful = self._doubtful(pointers)
+        checked = self._begins_plain(documents[doubtful], pointers[doubtful])
+        pointers >>= self._shift
+        pointers[doubtful] = checked
+        return pointers
+
+    def _doubtful(self, pointers: NDArray[np.int64]) -> NDArray[np.int64] | slice:
+        """Which of these places in bytes must be looked at one by one: at others any document lies within the data.
+
+        So of most documents no length is read, which lies elsewhere in a large index, and no more arrays are made.
+        """
+        if self._short or self._index.first_sequence is not None:
+            return slice(None)
+        bits = np.bitwise_or.reduce(pointers)
+        if bits < 0 or bits & (self._tokens.dtype.itemsize - 1):
+            return slice(None)
+        return np.flatnonzero(pointers > self._tokens.nbytes - self._index.longest * self._tokens.dtype.itemsize)
+
+    def _begins_plain(self, documents: NDArray[np.int64], pointers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Places of first tokens by places in bytes; the definition of what `_begins` returns and refuses."""
+        lengths = self.lengths_of(documents)
         itemsize = self._tokens.dtype.itemsize
-        begin = pointers >> (itemsize.bit_length() - 1)  # A power of two; division takes ten times as long.
+        begin = pointers >> self._shift
         if self._short:
             begin[lengths == 0] = 0
         wrong = (begin < 0) | (begin + lengths > len(self._tokens)) | (pointers & (itemsize - 1) != 0)
