@@ -25,10 +25,12 @@ def measure(folder: Path, *, seconds: float, repeats: int) -> dict[str, dict[str
         return [TokenStore(corpus.shards(folder, DOCUMENTS, count)[0].parent)]
 
     def small(count: int) -> list[TokenStore]:
-        return [_touched(corpus.token_store(folder, count, **corpus.SMALL))]
+        prefix = corpus.store_path(folder, count, **corpus.SMALL)
+        corpus.read_once(prefix.with_suffix(".idx"), prefix.with_suffix(".bin"))
+        return [_touched(TokenStore(prefix))]
 
     curves: dict[str, dict[int, tuple[list[TokenStore], int, dict[str, Any]]]] = {
-        "documents, small ones": {n: (small(n), 2048, {}) for n in (10**5, 10**6, 10**7, 10**8)},
+        "documents, small ones": {n: (small(n), 2048, {"counted": True}) for n in (10**5, 10**6, 10**7, 10**8)},
         "lanes (num_shards)": {n: ([store], 2048, {"shards": n}) for n in (1, 4, 16, 64)},
         "files of a store": {n: (files(n), 2048, {}) for n in (1, 4, 16, 64)},
         "datasets": {n: (parts(n), 2048, {}) for n in (1, 5, 20, 50)},

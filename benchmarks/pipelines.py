@@ -105,9 +105,15 @@ def loader(
 
 
 @contextmanager
-def on_device(sources: Sequence[Any], length: int, **options: Any) -> Iterator[Iterator[int]]:
-    """This library, batches of jax arrays on the device, prefetched."""
+def on_device(sources: Sequence[Any], length: int, *, counted: bool = False, **options: Any) -> Iterator[Iterator[int]]:
+    """This library, batches of jax arrays on the device, prefetched; `counted`: the batches of a pass were before.
+
+    That is done once in a run, beside its first pass, and would be measured of those stores only whose passes are about
+    as long as a measurement.
+    """
     with loader(sources, length, one_device(), **options) as made:
+        if counted:
+            len(made)
         filled = _filled(made)
         yield (int(filled * jax.block_until_ready(batch).inputs.size) for batch in _endless(made))
 
