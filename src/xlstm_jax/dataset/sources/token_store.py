@@ -29,6 +29,8 @@ __all__ = ["TokenStore", "store_files"]
 
 _INT32_BYTES = 4
 _DOCUMENTS_PER_LOOK = 1 << 18
+_MANY = 512
+"""Documents of which reading less is worth looking at twice."""
 
 
 class TokenStore(TokenSource):
@@ -239,10 +241,12 @@ class _Shard:
     def _begins(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """Place of each document's first token, checked: what reads there afterwards does not look at bounds."""
         self._data.check()
+        if len(documents) < _MANY or self._short or self._index.first_sequence is not None:
+            return self._begins_plain(documents)
         self._index.file.check()
         pointers = self._places(documents)
         doubtful = self._doubtful(pointers)
-        checked = self._begins_plain(documents[doubtful], pointers[doubtful])
+        checked = self._begins_plain(documents[doubtful])
         pointers >>= self._shift
         pointers[doubtful] = checked
         return pointers
@@ -252,16 +256,16 @@ class _Shard:
 
         So of most documents no length is read, which lies elsewhere in a large index, and no more arrays are made.
         """
-        if self._short or self._index.first_sequence is not None:
-            return slice(None)
+        itemsize = self._tokens.dtype.itemsize
         bits = np.bitwise_or.reduce(pointers)
-        if bits < 0 or bits & (self._tokens.dtype.itemsize - 1):
+        if bits < 0 or bits & (itemsize - 1):
             return slice(None)
-        return np.flatnonzero(pointers > self._tokens.nbytes - self._index.longest * self._tokens.dtype.itemsize)
+        return np.flatnonzero(pointers > self._tokens.nbytes - self._index.longest * itemsize)
 
-    def _begins_plain(self, documents: NDArray[np.int64], pointers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Places of first tokens by places in bytes; the definition of what `_begins` returns and refuses."""
+    def _begins_plain(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What `_begins` returns and refuses, each document looked at."""
         lengths = self.lengths_of(documents)
+        pointers = self._places(documents)
         itemsize = self._tokens.dtype.itemsize
         begin = pointers >> self._shift
         if self._short:
