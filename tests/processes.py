@@ -26,7 +26,7 @@ from unittest import mock
 import jax
 
 TESTS = Path(__file__).parent
-TIMEOUT_S = 120.0
+TIMEOUT_S = 240.0
 """A group that takes longer than this is taken for hung."""
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -75,7 +75,9 @@ class Group:
         self._results: dict[int, Any] = {}
         self._ended: set[int] = set()
         folder.mkdir(parents=True, exist_ok=True)
-        cluster = {"coordinator": f"127.0.0.1:{_free_port()}", "count": count, "devices": devices}
+        self._port = _hold_port()
+        coordinator = "{}:{}".format(*self._port.getsockname())
+        cluster = {"coordinator": coordinator, "count": count, "devices": devices}
         self.processes = []
         for index in range(count):
             receive, send = _CONTEXT.Pipe(duplex=False)
@@ -135,6 +137,7 @@ class Group:
             process.kill()
         for process in self.processes:
             process.join()
+        self._port.close()
 
     def _errors(self, index: int) -> Path:
         return self._folder / f"stderr-{index}.txt"
@@ -214,7 +217,9 @@ def _end_with_test() -> None:
     os._exit(1)
 
 
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
+def _hold_port() -> socket.socket:
+    """A port that the system gives to nobody as long as this is open, but to who asks for it and would share it."""
+    holding = socket.socket()
+    holding.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    holding.bind(("127.0.0.1", 0))
+    return holding
