@@ -157,7 +157,10 @@ def _process(work: Path, name: str, log: Path) -> Iterator[subprocess.Popen[str]
     ]
     with (
         log.open("w") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,  # noqa: S603 - ourselves
+        # Of small capacity: who reports steps does not run far ahead of who reads them, and kills it at one.
+        subprocess.Popen(  # noqa: S603 - ourselves
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, pipesize=4096
+        ) as process,
     ):
         try:
             yield process

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo.py"
-SMALL = "--files 12 --steps 6 --save-every 2 --vocab-size 300 --batch-size 2 --row-length 64 --width 16 --layers 1"
+SMALL = "--files 12 --steps 200 --save-every 20 --vocab-size 300 --batch-size 2 --row-length 64 --width 16 --layers 1"
+"""Some 35 reports fill a pipe of 4096 bytes, and the kill at step 110 may find as many more read and not looked at."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_the_demo_succeeds_and_finds_its_losses_equal(demo):
     assert done.returncode == 0, done.stdout + done.stderr
     after = re.search(r"EQUAL, bit for bit: \d+ steps up to the kill, (\d+) after the resume", done.stdout)
     assert after
-    assert int(after[1]) < 6, "a run that resumes does not begin anew"
+    assert int(after[1]) < 200, "a run that resumes does not begin anew"
     assert "DIFFERS" not in done.stdout
 
 
