@@ -1,7 +1,10 @@
 """Prepared on a real Ray cluster that loses workers and a node, the store is that of this process to the byte."""
 
+import contextlib
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from preparing import PAUSE, Bench, Command, make_texts, whole_content_of, write_jsonl
-from xlstm_jax.prepare import PrepareError, prepare
+from xlstm_jax.prepare import PrepareError, prepare, ray_engine
 
 
 @pytest.fixture(scope="module")
@@ -28,56 +31,60 @@ def bench(tmp_path):
     return Bench(tmp_path)
 
 
-def descendants(pid: int) -> list[int]:
-    try:
-        children = [
-            int(child)
-            for task in Path(f"/proc/{pid}/task").iterdir()
-            for child in (task / "children").read_text().split()
-        ]
-    except FileNotFoundError:
-        return []
-    return children + [found for child in children for found in descendants(child)]
-
-
-def busy_workers() -> list[int]:
-    """Worker processes of our cluster that run a task at this moment: Ray writes that into their names."""
-    workers = []
-    for pid in descendants(os.getpid()):
-        try:
-            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::_perform_on_node"):
-                workers.append(pid)
-        except FileNotFoundError:
-            continue
-    return workers
-
-
 SETTINGS = {"task_bytes": 15_000, "shard_bytes": 60_000, "splits": {"train": 0.9, "validation": 0.1}}
 
 
-def test_a_cluster_that_loses_workers_writes_the_same_bytes(cluster, bench):
+def let_two_workers_die(folder, monkeypatch):
+    """Each at a moment of some work that is not its first, or when that is done and its result is not told yet."""
+    seconds = np.random.default_rng(0).uniform(0, 0.02, 2)
+    perform = ray_engine._perform_on_node
+
+    def perform_on_node(job, work):
+        own = folder / f"worker-{os.getpid()}"
+        for number in range(2) if own.exists() else ():
+            with contextlib.suppress(FileExistsError):
+                (folder / f"dead-{number}").touch(exist_ok=False)
+                threading.Timer(seconds[number], os.kill, (os.getpid(), signal.SIGKILL)).start()
+                perform(job, work)
+                threading.Event().wait()
+        own.touch()
+        return perform(job, work)
+
+    monkeypatch.setattr(ray_engine, "_perform_on_node", perform_on_node)
+
+
+def let_three_workers_meet(folder, monkeypatch):
+    """Nothing is done before there are three."""
+    perform = ray_engine._perform_on_node
+
+    def perform_on_node(job, work):
+        (folder / f"worker-{os.getpid()}").touch()
+        give_up = time.monotonic() + 200
+        while len(list(folder.glob("worker-*"))) < 3:
+            assert time.monotonic() < give_up, "no third worker came"
+            time.sleep(0.01)
+        return perform(job, work)
+
+    monkeypatch.setattr(ray_engine, "_perform_on_node", perform_on_node)
+
+
+def test_a_cluster_that_loses_workers_writes_the_same_bytes(cluster, bench, tmp_path, monkeypatch):
     corpus = write_jsonl(bench.folder / "a.jsonl", make_texts(1200, longest=200))
     expected = whole_content_of(bench.prepare(corpus, **SETTINGS))
-    killed, seen = [], set()
-
-    def kill_one(progress):
-        seen.update(progress.workers)
-        busy = busy_workers()
-        if len(killed) < 2 and busy:
-            os.kill(busy[0], signal.SIGKILL)
-            killed.append(busy[0])
-
+    let_two_workers_die(tmp_path, monkeypatch)
+    seen = set()
     config = bench.config(corpus, engine="ray", workers=None, **SETTINGS)
-    prepare(config, watch=kill_one)
-    assert len(killed) == 2
+    prepare(config, watch=lambda progress: seen.update(progress.workers))
+    assert (tmp_path / "dead-1").exists()
     assert len(seen) >= 2
     assert whole_content_of(config.output) == expected
 
 
-def test_a_cluster_that_loses_a_node_writes_the_same_bytes(cluster, bench):
+def test_a_cluster_that_loses_a_node_writes_the_same_bytes(cluster, bench, tmp_path, monkeypatch):
     corpus = write_jsonl(bench.folder / "a.jsonl", make_texts(1200, longest=200))
     expected = whole_content_of(bench.prepare(corpus, **SETTINGS))
     node = cluster.add_node(num_cpus=2)
+    let_three_workers_meet(tmp_path, monkeypatch)
     lost = []
 
     def lose_the_node(progress):
