@@ -134,14 +134,14 @@ class Command:
         except subprocess.TimeoutExpired:
             self.process.send_signal(number)
             self.process.send_signal(signal.SIGCONT)
-        _, said = self.process.communicate(timeout=60)
+        _, said = self.process.communicate(timeout=200)
         for worker in workers:
-            assert select.select([worker], [], [], 60)[0], "a worker outlives its parent"
+            assert select.select([worker], [], [], 200)[0], "a worker outlives its parent"
             os.close(worker)
         return self.process.returncode, said
 
     def finish(self) -> tuple[int, str]:
-        _, said = self.process.communicate(timeout=120)
+        _, said = self.process.communicate(timeout=200)
         return self.process.returncode, said
 
 

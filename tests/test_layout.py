@@ -228,7 +228,7 @@ import xlstm_jax.cli
 print(json.dumps([[m for m in {[*OPTIONAL, "grain", "jax", "numba", "orbax"]} if m in first],
                   [m for m in {[*OPTIONAL, "tensorflow", "torch"]} if m in sys.modules]]))
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=200)
     at_once, with_all_parts = json.loads(ran.stdout)
     assert at_once == []
     assert with_all_parts == []

@@ -67,7 +67,7 @@ def test_where_nothing_can_be_written_functions_are_compiled_anew_and_that_is_sa
     places = {name: str(tmp_path / "file") for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
     environment = os.environ | places | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=200
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Let NUMBA_CACHE_DIR name one that can be") == 1

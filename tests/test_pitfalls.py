@@ -199,7 +199,7 @@ def test_the_order_is_the_same_in_a_process_that_hashes_differently():
     here = make_grain_llm_dataset(0, 1, [np.array([t]) for t in range(50)], 4, 2, True, 7, 2, grain_packing=True)
     program = f"import os; os.environ['JAX_PLATFORMS'] = 'cpu'\n{PRINT_ORDER}"
     there = subprocess.run(
-        [sys.executable, "-R", "-c", program], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-R", "-c", program], capture_output=True, text=True, check=True, timeout=200
     )
     assert json.loads(there.stdout) == [row["inputs"].tolist() for row in here]
 

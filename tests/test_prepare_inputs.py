@@ -531,7 +531,7 @@ def test_a_few_remote_files_are_copied_at_a_time_and_no_more(bench, monkeypatch)
         at_a_time.append(given)
         most.append(len(at_a_time))
         with contextlib.suppress(threading.BrokenBarrierError):
-            together.wait(20)
+            together.wait(60)
         copy_file(*given)
         at_a_time.pop()
 
@@ -554,7 +554,7 @@ def test_copies_that_nobody_waits_for_are_given_up(bench, monkeypatch):
     ahead = copies.copied_ahead(list_inputs(config), config)
     try:
         first, copy = next(ahead)
-        copy.result(20)
+        copy.result(60)
         monkeypatch.setattr(access, "_open_stream", lambda *_: pytest.fail("A copy was begun."))
         ahead.close()
     finally:

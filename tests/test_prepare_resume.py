@@ -181,7 +181,7 @@ def test_a_script_without_a_guard_may_call_prepare(bench, corpus):
         f"prepare(PrepareConfig(inputs={config.inputs}, output={str(config.output)!r}, workers=1,\n"
         f"    tokenizer={config.tokenizer!r}, task_bytes=2000, shard_bytes=5000))\n"
     )
-    subprocess.run([sys.executable, script], check=True, timeout=120)
+    subprocess.run([sys.executable, script], check=True, timeout=200)
     assert whole_content_of(config.output) == whole_content_of(bench.prepare(corpus))
 
 

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import re
 import select
 import signal
 import subprocess
@@ -19,8 +20,6 @@ from loading import Job, Streamed, assert_same, draw, make_documents
 from xlstm_jax.dataset import MemorySource, stages, threads, watchdog, windows, workers
 from xlstm_jax.dataset.global_arrays import BatchSharding
 from xlstm_jax.dataset.workers import Readers
-
-pytestmark = pytest.mark.timeout(60)
 
 FAULTY = 37
 """The document at which an injected fault happens."""
@@ -286,10 +285,10 @@ def readers_of(operation) -> Readers:
 def test_no_worker_starts_once_a_loader_is_closed():
     readers = readers_of(no_fault)
     readers.close()
-    before = multiprocessing.active_children()
+    before = set(multiprocessing.active_children())
     with pytest.raises(ValueError, match="have been closed"):
         readers["d"].start(0, np.arange(3))
-    assert multiprocessing.active_children() == before
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_no_worker_is_left_where_another_cannot_be_started(monkeypatch):
@@ -317,7 +316,7 @@ def hang_in(stage: str, go_on: threading.Event, monkeypatch) -> Job:
     """A job that hangs in a stage until it may go on."""
 
     def hang(*arguments, **options):
-        go_on.wait(60)
+        go_on.wait(120)
 
     def hanging(function):
         return lambda *arguments, **options: (hang(), function(*arguments, **options))[1]
@@ -349,17 +348,17 @@ def test_the_log_tells_in_which_stage_a_step_waits_for_long(monkeypatch, stage, 
         with hang_in(stage, go_on, monkeypatch).loader(worker_buffer_size=ahead, warn_after_s=0.05) as loader:
             step = threading.Thread(target=next, args=(iter(loader),))
             step.start()
-            assert told.wait(30), words
+            assert told.wait(60), words
             go_on.set()
             step.join()
     finally:
         go_on.set()
         watchdog.LOGGER.removeHandler(handler)
-    assert words[0].startswith("The next batch: waited for 0.")
+    assert re.match(r"The next batch: waited for \d+\.\d s so far\. Under way: ", words[0])
 
 
 def test_nothing_is_told_of_steps_that_do_not_wait(caplog):
-    with make_job(datasets={"d": make_documents(0, 40, 40)}).loader(warn_after_s=30) as loader:
+    with make_job(datasets={"d": make_documents(0, 40, 40)}).loader(warn_after_s=3600) as loader:
         draw(loader)
     assert not caplog.records
 
@@ -410,7 +409,7 @@ def test_close_returns_while_a_source_hangs(monkeypatch):
     assert reading.wait(60)
     loader.close()
     go_on.set()
-    step.join(20)
+    step.join(60)
     assert not step.is_alive(), "a step goes on waiting for a loader that has been closed"
 
 
@@ -449,7 +448,7 @@ def close_while_a_worker_blocks() -> list[int]:
     processes.say("closing")
     loader.close()
     for worker in workers:
-        worker.join(30)
+        worker.join(60)
     return [worker.pid for worker in workers if worker.is_alive()]
 
 
@@ -460,7 +459,7 @@ def test_no_worker_outlives_a_parent_that_was_killed(tmp_path):
         handles = [os.pidfd_open(pid) for pid in pids]
         group.kill()
         for handle in handles:
-            ended, _, _ = select.select([handle], [], [], 30)
+            ended, _, _ = select.select([handle], [], [], 60)
             os.close(handle)
             assert ended, "a worker goes on after its parent was killed"
 
@@ -472,7 +471,7 @@ def end_without_closing(lines: str) -> int:
         "from test_processes_faults import _try_next\n"
         "if __name__ == '__main__':\n" + textwrap.indent(lines, "    ")
     )
-    return subprocess.run([sys.executable, "-c", script], check=False, cwd=processes.TESTS, timeout=50).returncode
+    return subprocess.run([sys.executable, "-c", script], check=False, cwd=processes.TESTS, timeout=200).returncode
 
 
 def test_a_script_ends_by_itself_after_an_error_in_a_worker():
@@ -493,5 +492,5 @@ while not multiprocessing.active_children():
 
 
 def test_close_ends_workers_that_block(tmp_path):
-    (left,) = processes.run("test_processes_faults.close_while_a_worker_blocks", 1, tmp_path, timeout_s=30)
+    (left,) = processes.run("test_processes_faults.close_while_a_worker_blocks", 1, tmp_path)
     assert not left

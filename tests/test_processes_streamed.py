@@ -200,7 +200,6 @@ def reports_of(tmp_path_factory):
             count,
             tmp_path_factory.mktemp("streamed"),
             devices=meshes.DEVICES // count,
-            timeout_s=60,
         )
 
     return reports
@@ -251,7 +250,7 @@ def test_bad_records_are_left_out_alike_on_all_processes_and_after_a_resume(tmp_
     for bad in BAD_LINES:
         lines[bad] = lines[bad][:-5]
     file.write_text("\n".join(lines) + "\n")
-    options = {"devices": meshes.DEVICES // count, "timeout_s": 60, "file": str(file)}
+    options = {"devices": meshes.DEVICES // count, "file": str(file)}
     reports = processes.run("test_processes_streamed.load_damaged_in_a_process", count, tmp_path, **options)
     assert_same(
         meshes.put_all_together(report["held"] for report in reports), draw(damaged_job(str(file)).loader(), MANY)
@@ -262,7 +261,7 @@ def test_bad_records_are_left_out_alike_on_all_processes_and_after_a_resume(tmp_
 
 
 def test_foreign_datasets_resume_on_as_many_processes_each_with_its_own_state(tmp_path):
-    reports = processes.run("test_processes_streamed.load_foreign_in_a_process", 2, tmp_path, devices=6, timeout_s=60)
+    reports = processes.run("test_processes_streamed.load_foreign_in_a_process", 2, tmp_path, devices=6)
     assert [report["whole"][0] for report in reports] == [list(range(12)), list(range(48, 60))]
     assert all(report["resumed"] == report["whole"][1:] for report in reports)
     assert reports[0]["state"] == reports[1]["state"]
@@ -274,7 +273,7 @@ def test_foreign_datasets_resume_on_as_many_processes_each_with_its_own_state(tm
 
 
 def test_every_process_sees_the_same_position_of_streamed_data(tmp_path):
-    reports = processes.run("test_processes_streamed.save_in_a_process", 4, tmp_path, devices=3, timeout_s=60)
+    reports = processes.run("test_processes_streamed.save_in_a_process", 4, tmp_path, devices=3)
     with make_job().loader() as loader:
         states = [loader.get_state()]
         draw(loader, 1)
@@ -283,16 +282,12 @@ def test_every_process_sees_the_same_position_of_streamed_data(tmp_path):
 
 
 def test_a_number_of_processes_that_does_not_divide_the_lanes_is_refused_and_told_which_do(tmp_path):
-    refused = processes.run(
-        "test_processes_streamed.be_refused_in_a_process", 3, tmp_path, devices=4, timeout_s=60, mesh="one axis"
-    )
+    refused = processes.run("test_processes_streamed.be_refused_in_a_process", 3, tmp_path, devices=4, mesh="one axis")
     assert all("[1, 2, 4] hosts" in words for words in refused)
 
 
 @pytest.mark.parametrize("mesh", ["processes in reverse", "processes in turn", "everything replicated"])
 def test_a_mesh_that_gives_a_process_rows_of_lanes_it_does_not_read_is_refused(tmp_path, mesh):
-    refused = processes.run(
-        "test_processes_streamed.be_refused_in_a_process", 2, tmp_path, devices=6, timeout_s=60, mesh=mesh
-    )
+    refused = processes.run("test_processes_streamed.be_refused_in_a_process", 2, tmp_path, devices=6, mesh=mesh)
     assert all("not refused" not in words for words in refused)
     assert all("as dataloading_host(mesh, batch_partition_spec) says" in words for words in refused)
