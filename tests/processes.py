@@ -52,7 +52,6 @@ class Group:
         count: Number of processes.
         folder: Where what they write to stderr is kept.
         devices: CPU devices of each process.
-        timeout_s: How long the processes may take altogether.
         arguments: Keyword arguments of the function.
     """
 
@@ -64,12 +63,11 @@ class Group:
         /,
         *,
         devices: int = 1,
-        timeout_s: float = TIMEOUT_S,
         **arguments: Any,
     ) -> None:
         self.count = count
         self._folder = folder
-        self._deadline = time.monotonic() + timeout_s
+        self._deadline = time.monotonic() + TIMEOUT_S
         self._heard: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         self._said: list[list[str]] = [[] for _ in range(count)]
         self._results: dict[int, Any] = {}
