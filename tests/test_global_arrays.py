@@ -1,5 +1,7 @@
 """Batches as global arrays: the ways to make them give the same, and nothing that a thread has set disturbs them."""
 
+import gc
+import importlib.util
 import os
 import subprocess
 import sys
@@ -16,7 +18,8 @@ from jax.sharding import Mesh, PartitionSpec
 from loading import FIELDS, Job, Streamed, make_documents, one_device_mesh
 from xlstm_jax.dataset import LLMIndexedBatch, array_filling, building, global_arrays
 from xlstm_jax.dataset.array_filling import can_fill_arrays, fill_arrays
-from xlstm_jax.dataset.filling import POSITION_BYTES
+from xlstm_jax.dataset.assembly import Located
+from xlstm_jax.dataset.filling import COLUMNS, POSITION_BYTES
 from xlstm_jax.dataset.global_arrays import BatchSharding
 
 ROWS = 8
@@ -73,7 +76,7 @@ def count_filled(monkeypatch):
     filled = []
 
     def fill(*arguments):
-        filled.append(arguments)
+        filled.append(len(arguments))
         return fill_arrays(*arguments)
 
     monkeypatch.setattr(building, "fill_arrays", fill)
@@ -115,6 +118,91 @@ def test_where_jax_calls_functions_in_another_way_batches_are_the_same(monkeypat
         for batch, other in zip(batches_of(small_job()), expected, strict=True):
             assert described(vars(batch)) == described(vars(other))
     assert count_filled() == before
+
+
+def test_rows_that_may_not_be_padded_are_looked_at_before_they_are_arrays(count_filled):
+    documents = [np.full(16, number, np.int32) for number in range(1, 100)]
+    job = Job({"d": documents}, batch=ROWS, length=16, packing=None, options={"apply_padding": False})
+    assert np.all(batches_of(job, 1)[0].inputs_segmentation == 1)
+    assert count_filled() == 0
+
+
+def slow_step():
+    """What XLA puts off, as it does all that takes some time, and what the same thread asks for behind it."""
+    step = jax.jit(lambda square: jax.lax.fori_loop(0, 4000, lambda _, s: s @ s, square)).lower(np.eye(256)).compile()
+    return step(np.eye(256, dtype=np.float32))
+
+
+def test_a_batch_waits_for_no_step_that_is_under_way_and_holds_what_it_is_made_of(count_filled, monkeypatch):
+    monkeypatch.setattr(array_filling, "_under_way", {})
+    expected = [described(vars(batch)) for batch in batches_of(small_job())]
+    before, under_way = count_filled(), slow_step()
+    batches = batches_of(small_job())
+    assert count_filled() > before
+    assert not under_way.is_ready()
+    gc.collect()
+    others = [np.full(size % 500, -1, np.int64) for size in range(20_000)]  # Where there is room.
+    assert [described(vars(batch)) for batch in batches] == expected
+    under_way.block_until_ready()
+    batches_of(small_job(), 1)
+    assert array_filling._under_way == {}
+    assert len(others) == 20_000
+
+
+def test_at_the_end_of_the_process_batches_that_nobody_waited_for_are_waited_for(monkeypatch):
+    monkeypatch.setattr(array_filling, "_under_way", {})
+    slow_step()
+    batches = batches_of(small_job())
+    assert not any(batch.inputs.is_ready() for batch in batches)
+    array_filling._wait_for_all()
+    assert all(batch.inputs.is_ready() for batch in batches)
+
+
+def test_what_was_broken_off_holds_what_it_reads(monkeypatch):
+    fill, calls = array_filling._filling, []
+
+    def filling(*arguments):
+        def fill_unless_interrupted(call):
+            calls.append(call)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return fill(*arguments)(call)
+
+        return fill_unless_interrupted
+
+    monkeypatch.setattr(array_filling, "_under_way", {})
+    monkeypatch.setattr(array_filling, "_filling", filling)
+    located, padding = Located(np.zeros((0, COLUMNS), np.int64), []), np.full((3, ROWS), -1, np.int32)
+    with pytest.raises(KeyboardInterrupt):
+        fill_arrays(located, padding, padding, 16, sharding_of(None, 1).shardings)
+    fill_arrays(located, padding, padding, 16, sharding_of(None, 1).shardings)
+    (broken_off,) = array_filling._under_way.values()
+    assert broken_off.read[0] is located
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_batches_that_are_asked_for_in_what_is_traced_are_arrays(prefetch):
+    expected = [described(vars(batch)) for batch in batches_of(small_job())]
+    batches = []
+
+    @jax.jit
+    def step(number):
+        batches.append(next(loader))
+        return number + batches[-1].inputs
+
+    with small_job(prefetch=prefetch).loader(global_mesh=one_device_mesh(), batch_class=LLMIndexedBatch) as loader:
+        first = [np.asarray(step(1)) for _ in range(2)]
+        batches += [next(loader) for _ in range(7)]
+    assert [described(vars(batch)) for batch in batches] == expected
+    np.testing.assert_array_equal(first, [1 + np.asarray(batches[0].inputs)] * 2)
+
+
+def test_a_second_copy_of_the_module_leaves_the_function_to_the_first():
+    assert can_fill_arrays()
+    found = importlib.util.spec_from_file_location("second_copy", array_filling.__file__)
+    second = importlib.util.module_from_spec(found)
+    found.loader.exec_module(second)
+    assert not second.can_fill_arrays()
 
 
 def test_loaders_fill_arrays_at_the_same_time():

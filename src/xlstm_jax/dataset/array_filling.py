@@ -6,11 +6,13 @@ is read here as a compiler of C would do it: structs are words of 8 bytes, and t
 named below. They are the same in all versions 0.x of the interface.
 """
 
+import atexit
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numba
@@ -25,6 +27,8 @@ from xlstm_jax.dataset.kernels import kernel, native_function
 from xlstm_jax.dataset.vectors import as_pointer
 
 __all__ = ["can_fill_arrays", "fill_arrays"]
+
+LOGGER = logging.getLogger(__name__)
 
 _NAME = "xlstm_jax_fill_rows"
 _EXTENSION, _API, _ARGUMENTS, _RESULTS = 1, 2, 9, 14
@@ -42,11 +46,31 @@ _FIELDS = 6
 
 _lock = threading.Lock()
 
+_under_way: dict[int, "_Calls"] = {}
+"""Calls that XLA may not have done yet: it may put them off, behind what the same thread has asked it for."""
+
+
+class _Calls(NamedTuple):
+    """Some calls, and what they need."""
+
+    number: int
+    read: tuple[Any, ...]
+    """What must not go before they are over."""
+    ends: list[jax.Array]
+    """Of each that has been asked for, something that is ready when it is over."""
+
+    @property
+    def over(self) -> bool:
+        """Not of those that were broken off: what was asked for last may have got lost."""
+        return len(self.ends) == self.number and all(end.is_ready() for end in self.ends)
+
 
 def fill_arrays(
     located: Located, which: NDArray[np.int32], row: NDArray[np.int32], length: int, shardings: Sequence[NamedSharding]
 ) -> list[Mapping[str, jax.Array]]:
-    """The rows of batches, by field: what `assemble` builds, as arrays on a CPU.
+    """The rows of batches, by field: what `assemble` builds, as arrays on a CPU; only where `can_fill_arrays`.
+
+    Where the same thread has begun steps that take time, XLA makes the calls behind them, and this does not wait.
 
     Args:
         located: Where the tokens of the runs lie.
@@ -60,29 +84,37 @@ def fill_arrays(
     calls = np.empty((batches, _FIELDS), np.int64)
     calls[:] = located.table.ctypes.data, which.ctypes.data, row.ctypes.data, len(located.table), rows, length
     calls[:, 1:3] += np.arange(batches)[:, None] * which.itemsize * rows
-    filling = _filling(rows, length, *shardings[1:])
-    filled: list[list[jax.Array]] = []
-    try:
+    filling = _filling(rows, length, *shardings)
+    under_way = _Calls(batches, (located, which, row), [])
+    _under_way[id(under_way)] = under_way
+    filled: list[Mapping[str, jax.Array]] = []
+    # What somebody traces meanwhile would make these calls again, when what they read has gone.
+    with jax.ensure_compile_time_eval():
         # Without 64 bits, which JAX has to be asked for, words go as halves.
-        filled.extend(map(filling, calls.view(np.int32)))
-    finally:
-        jax.block_until_ready(filled)  # What is read there must not go before.
-    return [dict(zip(RowArrays._fields, arrays, strict=True)) for arrays in filled]
+        for call in calls.view(np.int32):
+            *arrays, end = filling(call)
+            under_way.ends.append(end)
+            filled.append(dict(zip(RowArrays._fields, arrays, strict=True)))
+    _forget_what_is_over()
+    return filled
 
 
 @lru_cache
 def can_fill_arrays() -> bool:
-    """Whether foreign functions of this version of JAX are called as is assumed here."""
+    """Whether foreign functions of this version of JAX are called as is assumed here, and it takes this one."""
     header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h")
-    return header.is_file() and "#define XLA_FFI_API_MAJOR 0\n" in header.read_text(encoding="utf-8")
+    known = header.is_file() and "#define XLA_FFI_API_MAJOR 0\n" in header.read_text(encoding="utf-8")
+    with _lock:
+        return known and _registered() is not None
 
 
 @lru_cache(maxsize=64)
-def _filling(rows: int, length: int, of_rows: NamedSharding, of_positions: NamedSharding) -> Callable[..., Any]:
-    """What turns a call into the arrays of a batch."""
-    _register()
-    shapes = [jax.ShapeDtypeStruct((rows, length), np.int32)] * 6 + [jax.ShapeDtypeStruct((rows,), np.int32)] * 2
-    shardings = [of_positions] * 6 + [of_rows] * 2
+def _filling(
+    rows: int, length: int, of_nothing: NamedSharding, of_rows: NamedSharding, of_positions: NamedSharding
+) -> Callable[..., Any]:
+    """What turns a call into the arrays of a batch, and one more that tells when they are ready, and stays here."""
+    shapes = [jax.ShapeDtypeStruct(shape, np.int32) for shape in ((rows, length),) * 6 + ((rows,),) * 2 + ((),)]
+    shardings = [*[of_positions] * 6, *[of_rows] * 2, of_nothing]
 
     def fill_rows(call: jax.Array) -> Any:
         return jax.ffi.ffi_call(_NAME, shapes)(call)
@@ -91,16 +123,27 @@ def _filling(rows: int, length: int, of_rows: NamedSharding, of_positions: Named
     return filling
 
 
-def _register() -> None:
-    with _lock:
-        _registered()
+@atexit.register
+def _wait_for_all() -> None:
+    """Wait for all calls, since what they read and run goes with the interpreter."""
+    jax.block_until_ready([calls.ends for calls in tuple(_under_way.values())])
+
+
+def _forget_what_is_over() -> None:
+    for key, calls in tuple(_under_way.items()):
+        if calls.over:
+            _under_way.pop(key, None)  # Another thread may have done so.
 
 
 @lru_cache
 def _registered() -> Any:
-    """The function that XLA calls from now on."""
+    """The function that XLA calls from now on; None where it refuses, as for a second copy of this module."""
     function = native_function(_fill_of_frame, types.intp(types.intp))
-    jax.ffi.register_ffi_target(_NAME, jax.ffi.pycapsule(function), platform="cpu")
+    try:
+        jax.ffi.register_ffi_target(_NAME, jax.ffi.pycapsule(function.ctypes), platform="cpu")
+    except jax.errors.JaxRuntimeError as error:
+        LOGGER.info("XLA does not take the function that fills small batches: %s", error)
+        return None
     return function
 
 
@@ -114,7 +157,7 @@ def _fill_of_frame(frame: int) -> int:
             # The version that asks; the first ones do not say which they are.
             api = asked[_API]
             metadata[_VERSION_OF_METADATA] = _words(api, _VERSION_OF_API + 1)[_VERSION_OF_API] if api else _FIRST
-        return 0
+            return 0
     call = _words(_data(asked[_ARGUMENTS], 0), _FIELDS)
     runs, rows, length = call[3], call[4], call[5]
     addresses = np.empty((1, _ROW_ARRAYS), np.int64)

@@ -98,8 +98,8 @@ class Builder:
     def _assemble(
         self, located: Located, which: NDArray[np.int32], row: NDArray[np.int32], length: int
     ) -> list[Mapping[str, Rows]]:
-        """The rows of batches, by field: as arrays where these can be filled at once."""
-        if self._sharding.takes_filled(which.shape[1], length) and can_fill_arrays():
+        """The rows of batches, by field: as arrays where these can be filled at once, and nobody is to look at them."""
+        if self._padded and self._sharding.takes_filled(which.shape[1], length) and can_fill_arrays():
             return fill_arrays(located, which, row, length, self._sharding.shardings)
         return [rows._asdict() for rows in assemble(located, which, row, length, self._buffers)]
 

@@ -38,9 +38,9 @@ def native_function(function: Callable[..., Any], signature: Any) -> Any:
     """`function` compiled at once, as a function of C that native code can call, in any thread; kept as kernels are.
 
     Returns:
-        What `ctypes` takes it for; it must live as long as it may be called.
+        It with its `address`, and as `ctypes`; it must live as long as it may be called.
     """
-    return _compiled(functools.partial(numba.cfunc, signature), function).ctypes
+    return _compiled(functools.partial(numba.cfunc, signature), function)
 
 
 def _compiled(compiler: Callable[..., Any], function: Callable[..., Any]) -> Any:
