@@ -158,6 +158,19 @@ def test_at_the_end_of_the_process_batches_that_nobody_waited_for_are_waited_for
     assert all(batch.inputs.is_ready() for batch in batches)
 
 
+def test_whoever_deletes_all_that_jax_live_arrays_names_gets_further_batches(monkeypatch):
+    monkeypatch.setattr(array_filling, "_under_way", {})
+    expected = [described(vars(batch)) for batch in batches_of(small_job())]
+    slow_step()
+    batches_of(small_job())
+    live = {id(array): array for array in jax.live_arrays()}
+    for calls in array_filling._under_way.values():
+        for end in calls.ends:
+            live[id(end)].delete()
+    assert [described(vars(batch)) for batch in batches_of(small_job())] == expected
+    array_filling._wait_for_all()
+
+
 def test_what_was_broken_off_holds_what_it_reads(monkeypatch):
     fill, calls = array_filling._filling, []
 

@@ -61,8 +61,8 @@ class _Calls(NamedTuple):
 
     @property
     def over(self) -> bool:
-        """Not of those that were broken off: what was asked for last may have got lost."""
-        return len(self.ends) == self.number and all(end.is_ready() for end in self.ends)
+        """Not of those that were broken off or whose end somebody deleted: nothing tells that they are over."""
+        return len(self.ends) == self.number and all(not end.is_deleted() and end.is_ready() for end in self.ends)
 
 
 def fill_arrays(
@@ -126,7 +126,8 @@ def _filling(
 @atexit.register
 def _wait_for_all() -> None:
     """Wait for all calls, since what they read and run goes with the interpreter."""
-    jax.block_until_ready([calls.ends for calls in tuple(_under_way.values())])
+    ends = [end for calls in tuple(_under_way.values()) for end in calls.ends]
+    jax.block_until_ready([end for end in ends if not end.is_deleted()])
 
 
 def _forget_what_is_over() -> None:
