@@ -88,8 +88,9 @@ def fill_arrays(
     under_way = _Calls(batches, (located, which, row), [])
     _under_way[id(under_way)] = under_way
     filled: list[Mapping[str, jax.Array]] = []
-    # What somebody traces meanwhile would make these calls again, when what they read has gone.
-    with jax.ensure_compile_time_eval():
+    # What somebody traces meanwhile would make these calls again, when what they read has gone. A guard against
+    # transfers that somebody overlooks is not meant for these.
+    with jax.ensure_compile_time_eval(), jax.transfer_guard_host_to_device("allow"):
         # Without 64 bits, which JAX has to be asked for, words go as halves.
         for call in calls.view(np.int32):
             *arrays, end = filling(call)

@@ -307,11 +307,10 @@ def _close_in_background(preparation: _Preparation) -> None:
 
 
 def _prepare(task: Callable[[], list[HostBatch]], make_batch: Callable[[HostBatch], Any]) -> list[_Prepared]:
+    hosts = no_end_within(task)
     # A guard against transfers that somebody overlooks is not meant for these; this may be the thread that has it.
-    with jax.transfer_guard_host_to_device("allow"):
-        hosts = no_end_within(task)
-        with stage("transfer", "rows to the devices"):
-            return [(host.delivered, make_batch(host)) for host in hosts]
+    with stage("transfer", "rows to the devices"), jax.transfer_guard_host_to_device("allow"):
+        return [(host.delivered, make_batch(host)) for host in hosts]
 
 
 def _make_batch(sharding: BatchSharding, batch_class: type[Any], fields: tuple[str, ...], host: HostBatch) -> Any:
