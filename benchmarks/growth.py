@@ -6,7 +6,7 @@ from typing import Any
 
 import corpus
 import numpy as np
-from measuring import rates
+from measuring import rates_here
 from pipelines import on_device
 
 from xlstm_jax.dataset import TokenStore
@@ -42,7 +42,7 @@ def measure(folder: Path, *, seconds: float, repeats: int) -> dict[str, dict[str
         pipelines = {
             str(point): partial(on_device, made, length, **options) for point, (made, length, options) in points.items()
         }
-        found = rates(pipelines, seconds=seconds, repeats=repeats)
+        found = rates_here(pipelines, seconds=seconds, repeats=repeats)
         table[what] = {point: 1e9 / rate.per_cpu_second for point, rate in found.items()}
     return table
 

@@ -1,13 +1,17 @@
 """How rates are measured: in turns, as medians of repeats, with the machine and the versions beside them."""
 
 import itertools
+import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +20,8 @@ from xlstm_jax.dataset.threads import usable_cores
 
 Pipeline = Callable[[], AbstractContextManager[Iterator[int]]]
 """Opens a pipeline: an iterator that takes a batch and gives the real tokens in it."""
+Measure = Callable[[], Sequence[float]]
+"""Gives tokens a second, and for each second of processor time."""
 
 WARM_UP_BATCHES = 10
 WARM_UP_S = 1.0
@@ -33,18 +39,35 @@ class Rate(NamedTuple):
     """Tokens a second."""
 
 
-def rates(pipelines: Mapping[str, Pipeline], *, seconds: float, repeats: int) -> dict[str, Rate]:
-    """Name → its rate. Pipelines take turns, so that a machine that changes its speed changes it for all."""
-    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in pipelines}
+def rates(measures: Mapping[str, Measure], repeats: int) -> dict[str, Rate]:
+    """Name → its rate. They take turns, so that a machine that changes its speed changes it for all."""
+    measured: dict[str, list[Sequence[float]]] = {name: [] for name in measures}
     for repeat in range(repeats):
         shown = []
-        for name, pipeline in pipelines.items():
-            with pipeline() as batches:
-                _warm_up(batches)
-                measured[name].append(_rate(batches, seconds))
+        for name, measure in measures.items():
+            measured[name].append(measure())
             shown.append(f"{name} {measured[name][-1][0] / 1e6:.4g}")
         print(f"  {repeat + 1}/{repeats}, M tokens/s: {'; '.join(shown)}", flush=True)
     return {name: _summary(found) for name, found in measured.items()}
+
+
+def rates_here(pipelines: Mapping[str, Pipeline], *, seconds: float, repeats: int) -> dict[str, Rate]:
+    """Name → the rate of a pipeline, all of them in this process."""
+    return rates({name: partial(rate_once, pipeline, seconds) for name, pipeline in pipelines.items()}, repeats)
+
+
+def rate_once(pipeline: Pipeline, seconds: float) -> tuple[float, float]:
+    """Tokens a second, and for each second of processor time, once it has warmed up."""
+    with pipeline() as batches:
+        _warm_up(batches)
+        return _rate(batches, seconds)
+
+
+def answer_of(script: str, *arguments: object) -> Any:
+    """What a script prints last, as JSON, in a process of its own."""
+    command = [sys.executable, script, *map(str, arguments)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603 - one of these
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _warm_up(batches: Iterator[int]) -> None:
@@ -61,7 +84,7 @@ def _rate(batches: Iterator[int], seconds: float) -> tuple[float, float]:
     return tokens / spent, tokens / (cpu_seconds() - cpu)
 
 
-def _summary(found: list[tuple[float, float]]) -> Rate:
+def _summary(found: Sequence[Sequence[float]]) -> Rate:
     per_second, per_cpu_second = zip(*found, strict=True)
     return Rate(statistics.median(per_second), statistics.median(per_cpu_second), min(per_second), max(per_second))
 

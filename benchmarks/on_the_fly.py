@@ -9,7 +9,7 @@ from typing import Any
 import corpus
 import numpy as np
 import tokenizers
-from measuring import Pipeline, rates
+from measuring import Pipeline, rates_here
 from pipelines import one_device
 
 from xlstm_jax.dataset import Tokenize, Tokenizer, make_grain_llm_iterator
@@ -32,7 +32,7 @@ def measure(folder: Path, *, seconds: float, repeats: int, length: int = 2048) -
         "the tokenizer's encode_batch_fast": partial(_encode, tokenizer, texts, "encode_batch_fast"),
         LOADED: partial(_load, tokenizer, texts, length),
     }
-    found = rates(pipelines, seconds=seconds, repeats=repeats)
+    found = rates_here(pipelines, seconds=seconds, repeats=repeats)
     return {
         name: {
             "tokens per s": rate.per_second,

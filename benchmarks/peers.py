@@ -2,13 +2,15 @@
 
 Each is set up as its makers recommend, reads in shuffled order, and delivers batches of 32 rows to one process. Most
 deliver less than an `LLMBatch`: what each does and does not do stands in `docs/performance.md`. Those that may use
-worker processes are measured with and without; the faster one counts.
+worker processes are measured with and without; the faster one counts. Each is measured in a process of its own: threads
+that some leave behind, and memory as they leave it, slow others down, up to seven times.
 """
 
 import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 import types
 import warnings
@@ -20,20 +22,12 @@ from typing import Any
 
 import corpus
 import numpy as np
-from measuring import Pipeline, circumstances, machine, rates, versions
+import torch
+from measuring import Pipeline, answer_of, circumstances, machine, rate_once, rates, versions
 from pipelines import BATCH
 from throughput import DEVICE, HOST, compared
 
 from xlstm_jax.dataset import TokenStore
-
-# Mosaic's data sets of pictures need operators of torchvision that are not built for every PyTorch; tokens do not.
-sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Of optional parts that are not installed.
-    import litdata
-    import torch
-    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 LENGTH = 2048
 PACKAGES = ("xlstm-data", "grain", "jax", "numpy", "torch", "litdata", "megatron-core", "mosaicml-streaming")
@@ -47,33 +41,57 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path(".bench"), help="stores and results")
+    parser.add_argument("--alone", nargs="+", help=argparse.SUPPRESS)  # What `_alone` asks for.
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    os.environ["PYTHONWARNINGS"] = "ignore"  # For worker processes.
-    stores = options.output / "stores"
-    store = corpus.token_store(stores, options.documents)
-    pipelines = compared(corpus.store_path(stores, options.documents), LENGTH)
-    del pipelines[DEVICE]  # The others deliver host arrays.
-    for name, peer in PEERS.items():
-        print(f"preparing {name}", flush=True)
-        try:
-            pipelines |= {f"{name}{how}": _tried(pipeline) for how, pipeline in peer(stores, store).items()}
-        except Exception as error:  # noqa: BLE001 - whatever fails in one, the others are worth measuring
-            print(f"  left out: {type(error).__name__}: {error}", flush=True)
+    if options.alone:
+        _answer(options)
+    corpus.token_store(options.output / "stores", options.documents)
+    measures = {f"{family}{how}": partial(_alone, family, how) for family in FAMILIES for how in _prepared(family)}
     results: dict[str, Any] = {"machine": machine(), "versions": versions(*PACKAGES)}
     with circumstances() as beside:
-        found = rates(pipelines, seconds=options.seconds, repeats=options.repeats)
+        found = rates(measures, options.repeats)
     results["measured"] = {"peers": beside}
     ours = found[HOST].per_second
     results["context 2048"] = table = {
         name: rate._asdict() | {"ours, as a ratio": ours / rate.per_second} for name, rate in found.items()
     }
     options.output.joinpath("peers.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\n{'':<52}{'M tokens/s':>11}{'per CPU s':>11}{'ours is':>10}")
+    print(f"\n{'':<66}{'M tokens/s':>11}{'per CPU s':>11}{'ours is':>10}")
     for name, row in sorted(table.items(), key=lambda item: -item[1]["per_second"]):
         figures = f"{row['per_second'] / 1e6:>11.1f}{row['per_cpu_second'] / 1e6:>11.1f}"
-        print(f"{name:<52}{figures}{row['ours, as a ratio']:>8.1f} x")
+        print(f"{name:<66}{figures}{row['ours, as a ratio']:>8.1f} x")
     print(f"\nWritten to {options.output / 'peers.json'}.")
+
+
+def _prepared(family: str) -> list[str]:
+    """The pipelines of a family that work here; its files are made where they are missing."""
+    print(f"preparing {family or 'this library'}", flush=True)
+    try:
+        hows: list[str] = _alone(family)
+    except subprocess.CalledProcessError:  # Which has told why.
+        print("  left out", flush=True)
+        return []
+    return hows
+
+
+def _alone(*asked: str) -> Any:
+    """What another process answers that is started as this one was."""
+    return answer_of(*sys.argv, "--alone", *asked)
+
+
+def _answer(options: argparse.Namespace) -> None:
+    """Print the pipelines of a family, once each has yielded a batch, or the rate of one; ends the process."""
+    warnings.simplefilter("ignore")  # Of optional parts that are not installed.
+    os.environ["PYTHONWARNINGS"] = "ignore"  # For worker processes.
+    family, *how = options.alone
+    stores = options.output / "stores"
+    pipelines = FAMILIES[family](stores, corpus.token_store(stores, options.documents))
+    for pipeline in [] if how else pipelines.values():
+        with pipeline() as batches:
+            next(batches)
+    answer = rate_once(pipelines[how[0]], options.seconds) if how else list(pipelines)
+    print(f"\n{json.dumps(answer)}", flush=True)
+    os._exit(0)  # Threads that some of them leave behind must not keep the process.
 
 
 # --- LitData ---------------------------------------------------------------------------------------------------------
@@ -81,6 +99,8 @@ def main() -> None:
 
 def lit_data(stores: Path, store: TokenStore) -> dict[str, Pipeline]:
     """Blocks of its `TokensLoader`: documents end to end, cut anywhere; neither segments nor positions nor targets."""
+    import litdata  # noqa: PLC0415 - each process imports the one that it measures
+
     folder = stores / f"litdata-{len(store)}"
     if not (folder / "index.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -130,6 +150,9 @@ class _Vocabulary:
 
 def megatron(stores: Path, store: TokenStore) -> dict[str, Pipeline]:
     """Its `GPTDataset` on the very files of our store: documents end to end, cut at row borders."""
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder  # noqa: PLC0415
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig  # noqa: PLC0415
+
     prefix = corpus.store_path(stores, len(store))
     found = {}
     for reset in (False, True):
@@ -167,7 +190,9 @@ def _samples(dataset: Any) -> Iterator[Any]:
 
 def mosaic(stores: Path, store: TokenStore) -> dict[str, Pipeline]:
     """Its `StreamingDataset` with samples of one block: documents end to end, cut at row borders; tokens alone."""
-    from streaming import MDSWriter, StreamingDataLoader, StreamingDataset  # noqa: PLC0415 - the only optional one
+    # Its data sets of pictures need operators of torchvision that are not built for every PyTorch; tokens do not.
+    sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
+    from streaming import MDSWriter, StreamingDataLoader, StreamingDataset  # noqa: PLC0415
     from streaming.base.util import clean_stale_shared_memory  # noqa: PLC0415
 
     folder = stores / f"mosaic-{len(store)}"
@@ -218,19 +243,20 @@ def random_slices(stores: Path, store: TokenStore) -> dict[str, Pipeline]:
     return {"": partial(_pipeline, batches)}
 
 
-PEERS: dict[str, Callable[[Path, TokenStore], dict[str, Pipeline]]] = {
+def this_library(stores: Path, store: TokenStore) -> dict[str, Pipeline]:
+    """This library, Grain's own pipeline, and the copy limit."""
+    pipelines = compared(corpus.store_path(stores, len(store)), LENGTH)
+    del pipelines[DEVICE]  # The others deliver host arrays.
+    return pipelines
+
+
+FAMILIES: dict[str, Callable[[Path, TokenStore], dict[str, Pipeline]]] = {
+    "": this_library,
     "LitData TokensLoader": lit_data,
     "Megatron GPTDataset": megatron,
     "Mosaic StreamingDataset": mosaic,
     "random slices of a memmap": random_slices,
 }
-
-
-def _tried(pipeline: Pipeline) -> Pipeline:
-    """The same, once it has yielded a batch."""
-    with pipeline() as batches:
-        next(batches)
-    return pipeline
 
 
 @contextmanager
@@ -258,6 +284,3 @@ def _again(loader: Any) -> Iterator[Any]:
 if __name__ == "__main__":
     with suppress(KeyboardInterrupt):
         main()
-    # Threads that some of them leave behind must not keep the process.
-    sys.stdout.flush()
-    os._exit(0)

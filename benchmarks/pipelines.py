@@ -53,9 +53,9 @@ def shift(row: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 
 @contextmanager
-def grain_pipeline(source: Cut, length: int, options: grain.ReadOptions) -> Iterator[Iterator[int]]:
+def grain_pipeline(prefix: Path, length: int, options: grain.ReadOptions) -> Iterator[Iterator[int]]:
     """Grain's own pipeline, its batches as host arrays."""
-    documents = grain.MapDataset.source(source).shuffle(seed=0).repeat(None)
+    documents = grain.MapDataset.source(Cut(prefix, length)).shuffle(seed=0).repeat(None)
     features = {"inputs": length, "targets": length}
     packed = grain.experimental.FirstFitPackIterDataset(
         documents.map(parse).to_iter_dataset(options), length_struct=features, num_packing_bins=BATCH

@@ -15,6 +15,7 @@ from typing import Any
 
 import corpus
 import numpy as np
+from measuring import answer_of
 
 MIB = 1024
 SIZES = (10**5, 10**6, 10**7, 10**8)
@@ -37,7 +38,7 @@ def measure(folder: Path, *, repeats: int) -> dict[str, Any]:
     for size in SIZES:
         prefix = corpus.store_path(folder, size, **corpus.SMALL)
         print(f"  {size:,} documents", flush=True)
-        runs = [_in_a_process(prefix) for _ in range(repeats if size == SIZES[-1] else 1)]
+        runs = [answer_of(__file__, prefix) for _ in range(repeats if size == SIZES[-1] else 1)]
         table[size] = runs[-1] | {
             name: statistics.median(run[name] for run in runs) for name in runs[0] if name.endswith(", s")
         }
@@ -47,7 +48,7 @@ def measure(folder: Path, *, repeats: int) -> dict[str, Any]:
     found[f"{SIZES[-1]:,} documents"] = table[SIZES[-1]]
     print("  the same, none of its files in memory", flush=True)
     _forget(prefix)
-    found["files not in memory"] = _in_a_process(prefix)
+    found["files not in memory"] = answer_of(__file__, prefix)
     return found
 
 
@@ -70,12 +71,6 @@ def imports(repeats: int) -> dict[str, float]:
     base, *others = IMPORTS
     beyond = {f"{name}, beyond": clock[name] - clock[base] for name in others}
     return clock | beyond | {f"{name}, beyond, of CPU": cpu[name] - cpu[base] for name in others}
-
-
-def _in_a_process(prefix: Path) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, __file__, str(prefix)], check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def _forget(prefix: Path) -> None:
