@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xlstm_jax.dataset import TokenStore, write_token_store
-from xlstm_jax.dataset.sources import TokenStoreWriter
+from xlstm_jax.dataset.sources import TokenStoreWriter, token_store
 
 MAGIC = b"MMIDIDX\x00\x00"
 CODES = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "uint16": 8}
@@ -268,6 +268,37 @@ def test_places_are_those_of_the_index_or_the_first_wrong_one_is_refused(data, d
         return
     with pytest.raises(ValueError, match=f"document {wrong[0]} of {sizes[wrong[0]]} tokens begins at byte "):
         store.fetch(np.array(asked))
+
+
+@given(data=st.data())
+def test_documents_of_several_shards_are_found_together_as_one_by_one(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    for name in "abc"[: data.draw(st.integers(1, 3))]:
+        sequences = data.draw(st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=5))
+        places = st.integers(0, sum(map(len, sequences)))
+        dtype = data.draw(st.sampled_from(["uint8", "uint16", "int32"]))
+        damage = {}
+        if data.draw(st.integers(0, 4)) == 0:
+            damage = {"pointers": data.draw(st.lists(places, min_size=len(sequences), max_size=len(sequences)))}
+        elif data.draw(st.booleans()):
+            damage = {"documents": [0, *sorted(data.draw(st.sets(st.integers(1, len(sequences))))), len(sequences)]}
+        write_raw(folder / name, dtype, sequences, **damage)
+    asked = np.array(data.draw(st.lists(st.integers(0, 2), max_size=9)))
+
+    def found():
+        try:
+            store = TokenStore(folder)
+            return [
+                (block.tokens.dtype, block.which.tolist(), [block.tokens[b : b + 1].tolist() for b in block.begin])
+                for block in store.fetch(asked[asked < len(store)])
+            ]
+        except ValueError as error:
+            return str(error)
+
+    with pytest.MonkeyPatch.context() as patch:
+        together = found()
+        patch.setattr(token_store, "_MANY", 0)
+        assert found() == together
 
 
 def test_a_document_of_several_sequences_that_lie_apart_is_refused(tmp_path):

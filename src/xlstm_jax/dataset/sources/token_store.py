@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ __all__ = ["TokenStore", "store_files"]
 _INT32_BYTES = 4
 _DOCUMENTS_PER_LOOK = 1 << 18
 _MANY = 512
-"""Documents of which reading less is worth looking at twice."""
+"""Documents of a shard of which reading less is worth looking at twice; fewer are looked at together with others'."""
 
 
 class TokenStore(TokenSource):
@@ -115,7 +116,11 @@ class TokenStore(TokenSource):
     def fetch(self, documents: NDArray[np.int64]) -> list[TokenBlock]:
         """See `PlannedSource.fetch`; one block for each shard that is touched."""
         documents = checked_documents(documents, len(self))
-        return [self._shards[shard].fetch(which, local) for shard, which, local in self._documents.split(documents)]
+        parts = [(self._shards[shard], which, local) for shard, which, local in self._documents.split(documents)]
+        if not self.in_place or len(documents) >= _MANY * len(parts):
+            return [shard.fetch(which, local) for shard, which, local in parts]
+        begins = _begins_plain([(shard, local) for shard, _, local in parts])
+        return [TokenBlock(shard.tokens, which, begin) for (shard, which, _), begin in zip(parts, begins, strict=True)]
 
     def __reduce__(self) -> tuple[Callable[..., "TokenStore"], tuple[Any, ...]]:
         return _again, ([index for index, _ in self._files], self._skipping.allowed, self._eod_token_id)
@@ -163,10 +168,14 @@ class _Shard:
         self._index = read_index(index_path, len(self._data.content), may_be_short=may_be_short)
         dtype = self._index.dtype
         tokens = len(self._data.content) // dtype.itemsize
-        self._short = tokens < self._index.tokens
-        self._tokens = read_only(self._data.content[: tokens * dtype.itemsize].view(dtype))
-        self._shift = dtype.itemsize.bit_length() - 1  # Items are powers of two; division takes ten times as long.
+        self.short = tokens < self._index.tokens
+        self.tokens = read_only(self._data.content[: tokens * dtype.itemsize].view(dtype))
+        self.shift = dtype.itemsize.bit_length() - 1  # Items are powers of two; division takes ten times as long.
         self.in_place = dtype.itemsize <= _INT32_BYTES and dtype != np.uint32
+
+    def check(self) -> None:
+        """See `MappedFile.check`, of the data."""
+        self._data.check()
 
     @property
     def documents(self) -> int:
@@ -176,31 +185,31 @@ class _Shard:
     @property
     def lengths(self) -> NDArray[Any]:
         self._index.file.check()
-        if self._index.first_sequence is None and not self._short:
+        if self._index.first_sequence is None and not self.short:
             return read_only(unaligned(self._index.sizes))
         return read_only(self.lengths_of(np.arange(self.documents)))
 
     @property
     def length_summary(self) -> LengthSummary:
         index = self._index
-        if index.first_sequence is None and not self._short:
+        if index.first_sequence is None and not self.short:
             return LengthSummary(len(index.sizes), index.tokens, index.empty, index.longest)
         return LengthSummary.of_chunks(length_chunks(self.documents, self.lengths_of))
 
     def lengths_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         self._index.file.check()
         lengths = self._indexed_lengths(documents)
-        return np.where(self._lacks(documents, lengths), 0, lengths) if self._short else lengths
+        return np.where(self._lacks(documents, lengths), 0, lengths) if self.short else lengths
 
     def _lacks(self, documents: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these documents have tokens beyond the end of the data."""
-        itemsize = self._tokens.dtype.itemsize
-        beyond = self._places(documents) + lengths * itemsize > self._tokens.nbytes
+        itemsize = self.tokens.dtype.itemsize
+        beyond = self.places(documents) + lengths * itemsize > self.tokens.nbytes
         return beyond & (lengths > 0)
 
     def cut_off(self) -> Iterator[tuple[int, RecordError]]:
         """The documents that have tokens beyond the end of the data, and what is to be said of each."""
-        if not self._short:
+        if not self.short:
             return
         for at in range(0, self.documents, _DOCUMENTS_PER_LOOK):
             documents = np.arange(at, min(at + _DOCUMENTS_PER_LOOK, self.documents))
@@ -214,11 +223,11 @@ class _Shard:
             return gather(self._index.sizes, documents).astype(np.int64)
         # Sequences of such stores lie end to end.
         bytes_of = self._pointers(gather(first, documents + 1)) - self._pointers(gather(first, documents))
-        return bytes_of // self._tokens.dtype.itemsize
+        return bytes_of // self.tokens.dtype.itemsize
 
     def fetch(self, which: NDArray[np.int64], documents: NDArray[np.int64]) -> TokenBlock:
         if self.in_place:
-            return TokenBlock(self._tokens, which, self._begins(documents))
+            return TokenBlock(self.tokens, which, self._begins(documents))
         return gather_block(documents, which, self.lengths_of, self._read_narrowed)
 
     def _pointers(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -230,24 +239,24 @@ class _Shard:
             return np.zeros(len(sequences), dtype=np.int64)
         behind = sequences == len(pointers)
         found = gather(pointers, np.where(behind, 0, sequences))
-        found[behind] = self._index.tokens * self._tokens.dtype.itemsize
+        found[behind] = self._index.tokens * self.tokens.dtype.itemsize
         return found
 
-    def _places(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+    def places(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """Place in bytes of each document's first token."""
         first = self._index.first_sequence
         return self._pointers(documents if first is None else gather(first, documents))
 
     def _begins(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """Place of each document's first token, checked: what reads there afterwards does not look at bounds."""
-        self._data.check()
-        if len(documents) < _MANY or self._short or self._index.first_sequence is not None:
-            return self._begins_plain(documents)
+        self.check()
+        if self.short or self._index.first_sequence is not None:
+            return _begins_plain([(self, documents)])[0]
         self._index.file.check()
-        pointers = self._places(documents)
+        pointers = self.places(documents)
         doubtful = self._doubtful(pointers)
-        checked = self._begins_plain(documents[doubtful])
-        pointers >>= self._shift
+        [checked] = _begins_plain([(self, documents[doubtful])])
+        pointers >>= self.shift
         pointers[doubtful] = checked
         return pointers
 
@@ -256,31 +265,41 @@ class _Shard:
 
         So of most documents no length is read, which lies elsewhere in a large index, and no more arrays are made.
         """
-        itemsize = self._tokens.dtype.itemsize
+        itemsize = self.tokens.dtype.itemsize
         bits = np.bitwise_or.reduce(pointers)
         if bits < 0 or bits & (itemsize - 1):
             return slice(None)
-        return np.flatnonzero(pointers > self._tokens.nbytes - self._index.longest * itemsize)
+        return np.flatnonzero(pointers > self.tokens.nbytes - self._index.longest * itemsize)
 
-    def _begins_plain(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What `_begins` returns and refuses, each document looked at."""
-        lengths = self.lengths_of(documents)
-        pointers = self._places(documents)
-        itemsize = self._tokens.dtype.itemsize
-        begin = pointers >> self._shift
-        if self._short:
-            begin[lengths == 0] = 0
-        wrong = (begin < 0) | (begin + lengths > len(self._tokens)) | (pointers & (itemsize - 1) != 0)
-        if wrong.any():
-            place = int(np.argmax(wrong))
-            raise ValueError(
-                f"{self._path} is damaged: document {documents[place]} of {lengths[place]} tokens begins at byte "
-                f"{pointers[place]} of a .bin of {self._tokens.nbytes} bytes."
-            )
-        return begin
+    def refuse(self, document: int, length: int, pointer: int) -> NoReturn:
+        """Raise the error of a document that does not lie within the data."""
+        raise ValueError(
+            f"{self._path} is damaged: document {document} of {length} tokens begins at byte {pointer} of a .bin of "
+            f"{self.tokens.nbytes} bytes."
+        )
 
     def _read_narrowed(self, documents: NDArray[np.int64]) -> NDArray[Any]:
         lengths = self.lengths_of(documents)
         shift = np.repeat(self._begins(documents) - begins_of(lengths), lengths)
-        tokens = self._tokens[np.arange(len(shift)) + shift]
+        tokens = self.tokens[np.arange(len(shift)) + shift]
         return narrowed_ids(tokens, lengths, lambda n: f"Document {documents[n]} of {self._path}")
+
+
+def _begins_plain(parts: Sequence[tuple[_Shard, NDArray[np.int64]]]) -> list[NDArray[np.int64]]:
+    """Place of the first token of each document of some shards, each looked at: what `_Shard` returns and refuses."""
+    for shard, _ in parts:
+        shard.check()
+    lengths = np.concatenate([shard.lengths_of(documents) for shard, documents in parts])
+    pointers = np.concatenate([shard.places(documents) for shard, documents in parts])
+    ends = np.cumsum([len(documents) for _, documents in parts])
+    of_shards = np.array([(len(shard.tokens), shard.shift, shard.short) for shard, _ in parts], np.int64)
+    tokens, shift, short = of_shards.repeat(np.diff(ends, prepend=0), axis=0).T
+    begin = pointers >> shift
+    begin[(short != 0) & (lengths == 0)] = 0
+    wrong = (begin < 0) | (begin + lengths > tokens) | (pointers & ((1 << shift) - 1) != 0)
+    if wrong.any():
+        place = int(np.argmax(wrong))
+        part = int(np.searchsorted(ends, place, side="right"))
+        shard, documents = parts[part]
+        shard.refuse(documents[place - ends[part]], lengths[place], pointers[place])
+    return [begin[start:end] for start, end in pairwise([0, *ends.tolist()])]
