@@ -21,6 +21,7 @@ from xlstm_jax.dataset import (
     TokenStore,
     write_token_store,
 )
+from xlstm_jax.dataset.sources.token_index import HEADER
 
 
 @pytest.fixture(autouse=True)
@@ -289,6 +290,20 @@ def test_a_store_that_is_replaced_while_it_is_in_use_stays_what_it_was(tmp_path)
     (tmp_path / "b").write_bytes(b"")
     (tmp_path / "b").replace(tmp_path / "a.bin")
     assert source[3].tolist() == TOKENS[3].tolist()
+
+
+@pytest.mark.parametrize("tokens", [2001, 2**30, -1])
+def test_an_index_that_is_written_over_while_it_is_in_use_is_named_where_its_lengths_lead_beyond_the_data(
+    tokens, tmp_path
+):
+    write_token_store(tmp_path / "a", [np.arange(2000)] * 2000)
+    source = TokenStore(tmp_path / "a")
+    with (tmp_path / "a.idx").open("r+b") as index:
+        index.seek(HEADER.size + 4 * 5)
+        index.write(np.int32(tokens).tobytes())
+    with pytest.raises(ValueError, match=rf"a\.idx was overwritten .* document 5 has {tokens} tokens .* longest had 2000"):
+        source.lengths_of(np.arange(2000))
+    np.testing.assert_array_equal(source[4], np.arange(2000))
 
 
 def test_documents_that_a_truncated_store_lacks_may_be_skipped(tmp_path, caplog):

@@ -248,6 +248,13 @@ def test_a_document_that_would_begin_outside_the_data_is_refused_when_it_is_read
             store.fetch(np.array([0, 2] * times))
 
 
+def test_a_place_near_the_largest_number_is_refused_though_its_end_has_none(tmp_path):
+    store = TokenStore(write_raw(tmp_path / "a", "uint8", [[1], [2, 3, 4]], pointers=[0, 2**63 - 2]))
+    for times in (1, 999):
+        with pytest.raises(ValueError, match=f"document 1 of 3 tokens begins at byte {2**63 - 2} of a .bin of 4"):
+            store.fetch(np.array([0, 1] * times))
+
+
 @given(data=st.data(), dtype=st.sampled_from(["uint8", "uint16", "int32"]))
 def test_places_are_those_of_the_index_or_the_first_wrong_one_is_refused(data, dtype, tmp_path_factory):
     itemsize = np.dtype(dtype).itemsize

@@ -204,7 +204,7 @@ class _Shard:
     def _lacks(self, documents: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these documents have tokens beyond the end of the data."""
         itemsize = self.tokens.dtype.itemsize
-        beyond = self.places(documents) + lengths * itemsize > self.tokens.nbytes
+        beyond = self.places(documents) > self.tokens.nbytes - lengths * itemsize
         return beyond & (lengths > 0)
 
     def cut_off(self) -> Iterator[tuple[int, RecordError]]:
@@ -220,10 +220,21 @@ class _Shard:
     def _indexed_lengths(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         first = self._index.first_sequence
         if first is None:
-            return gather(self._index.sizes, documents).astype(np.int64)
+            sizes = gather(self._index.sizes, documents)
+            # `_doubtful` relies on the longest one; what is below 0 is large without its sign.
+            if sizes.view(np.uint32).max(initial=0) > self._index.longest:
+                self._refuse_overwritten(documents, sizes)
+            return sizes.astype(np.int64)
         # Sequences of such stores lie end to end.
         bytes_of = self._pointers(gather(first, documents + 1)) - self._pointers(gather(first, documents))
         return bytes_of // self.tokens.dtype.itemsize
+
+    def _refuse_overwritten(self, documents: NDArray[np.int64], sizes: NDArray[np.int32]) -> NoReturn:
+        place = int(np.argmax(sizes.view(np.uint32)))
+        raise ValueError(
+            f"{self._path} was overwritten while it was in use: document {documents[place]} has {sizes[place]} tokens "
+            f"now, and the longest had {self._index.longest}. Bring it back, and resume."
+        )
 
     def fetch(self, which: NDArray[np.int64], documents: NDArray[np.int64]) -> TokenBlock:
         if self.in_place:
@@ -296,7 +307,8 @@ def _begins_plain(parts: Sequence[tuple[_Shard, NDArray[np.int64]]]) -> list[NDA
     tokens, shift, short = of_shards.repeat(np.diff(ends, prepend=0), axis=0).T
     begin = pointers >> shift
     begin[(short != 0) & (lengths == 0)] = 0
-    wrong = (begin < 0) | (begin + lengths > tokens) | (pointers & ((1 << shift) - 1) != 0)
+    # A sum could be beyond what 64 bits hold.
+    wrong = (begin < 0) | (begin > tokens - lengths) | (pointers & ((1 << shift) - 1) != 0)
     if wrong.any():
         place = int(np.argmax(wrong))
         part = int(np.searchsorted(ends, place, side="right"))
