@@ -301,7 +301,7 @@ def test_an_index_that_is_written_over_while_it_is_in_use_is_named_where_its_len
     with (tmp_path / "a.idx").open("r+b") as index:
         index.seek(HEADER.size + 4 * 5)
         index.write(np.int32(tokens).tobytes())
-    with pytest.raises(ValueError, match=rf"a\.idx was overwritten .* document 5 has {tokens} tokens .* longest had 2000"):
+    with pytest.raises(ValueError, match=rf"a\.idx was overwritten .* document 5 has {tokens} tokens now, .* had 2000"):
         source.lengths_of(np.arange(2000))
     np.testing.assert_array_equal(source[4], np.arange(2000))
 
