@@ -85,11 +85,19 @@ def read_once(*paths: Path) -> None:
     They are dropped before. A file that is read in order comes to lie in large pages, where the system has such; one
     that was written in parts, or found page by page, does not, and stays as it is.
     """
+    forget(*paths)
     for path in paths:
         with path.open("rb", buffering=0) as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             while file.read(1 << 24):
                 pass
+
+
+def forget(*paths: Path) -> None:
+    """Let the system drop files from its memory."""
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # What is not on the disk yet is not dropped.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def documents(store: TokenStore) -> Iterator[NDArray[Any]]:

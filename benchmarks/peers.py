@@ -12,13 +12,14 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import corpus
 import numpy as np
@@ -44,9 +45,13 @@ def main() -> None:
     parser.add_argument("--alone", nargs="+", help=argparse.SUPPRESS)  # What `_alone` asks for.
     options = parser.parse_args()
     if options.alone:
-        _answer(options)
-    corpus.token_store(options.output / "stores", options.documents)
+        _answer_and_end(options)
+    stores = options.output / "stores"
+    corpus.token_store(stores, options.documents)
     measures = {f"{family}{how}": partial(_alone, family, how) for family in FAMILIES for how in _prepared(family)}
+    if HOST not in measures:
+        sys.exit("This library itself does not work here, see above; the others are measured against it.")
+    corpus.read_once(*_files(stores, options.documents))
     results: dict[str, Any] = {"machine": machine(), "versions": versions(*PACKAGES)}
     with circumstances() as beside:
         found = rates(measures, options.repeats)
@@ -74,13 +79,34 @@ def _prepared(family: str) -> list[str]:
     return hows
 
 
+def _files(stores: Path, documents: int) -> list[Path]:
+    """What is read by any of them: our store and Megatron's, LitData's, Mosaic's."""
+    folders = [stores / f"{maker}-{documents}" for maker in ("litdata", "mosaic")]
+    return [
+        corpus.store_path(stores, documents).with_suffix(".bin"),
+        *(path for folder in folders for path in folder.rglob("*") if path.is_file()),
+    ]
+
+
 def _alone(*asked: str) -> Any:
     """What another process answers that is started as this one was."""
     return answer_of(*sys.argv, "--alone", *asked)
 
 
-def _answer(options: argparse.Namespace) -> None:
-    """Print the pipelines of a family, once each has yielded a batch, or the rate of one; ends the process."""
+def _answer_and_end(options: argparse.Namespace) -> NoReturn:
+    """Threads that some of them leave behind must not keep the process, whatever becomes of them."""
+    failed = True
+    try:
+        print(f"\n{json.dumps(_answer(options))}", flush=True)
+        failed = False
+    except Exception:  # noqa: BLE001 - it is shown
+        traceback.print_exc()
+    finally:
+        os._exit(failed)
+
+
+def _answer(options: argparse.Namespace) -> Any:
+    """The pipelines of a family, once each has yielded a batch, or the rate of one."""
     warnings.simplefilter("ignore")  # Of optional parts that are not installed.
     os.environ["PYTHONWARNINGS"] = "ignore"  # For worker processes.
     family, *how = options.alone
@@ -89,9 +115,7 @@ def _answer(options: argparse.Namespace) -> None:
     for pipeline in [] if how else pipelines.values():
         with pipeline() as batches:
             next(batches)
-    answer = rate_once(pipelines[how[0]], options.seconds) if how else list(pipelines)
-    print(f"\n{json.dumps(answer)}", flush=True)
-    os._exit(0)  # Threads that some of them leave behind must not keep the process.
+    return rate_once(pipelines[how[0]], options.seconds) if how else list(pipelines)
 
 
 # --- LitData ---------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def measure(folder: Path, *, repeats: int) -> dict[str, Any]:
     }
     found[f"{SIZES[-1]:,} documents"] = table[SIZES[-1]]
     print("  the same, none of its files in memory", flush=True)
-    _forget(prefix)
+    corpus.forget(prefix.with_suffix(".bin"), prefix.with_suffix(".idx"))
     found["files not in memory"] = answer_of(__file__, prefix)
     return found
 
@@ -71,14 +71,6 @@ def imports(repeats: int) -> dict[str, float]:
     base, *others = IMPORTS
     beyond = {f"{name}, beyond": clock[name] - clock[base] for name in others}
     return clock | beyond | {f"{name}, beyond, of CPU": cpu[name] - cpu[base] for name in others}
-
-
-def _forget(prefix: Path) -> None:
-    """Let the system drop the files of a store from its memory."""
-    for suffix in (".bin", ".idx"):
-        with prefix.with_suffix(suffix).open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _memory_mib() -> dict[str, int]:
