@@ -37,7 +37,7 @@ format: environment-dev ## mend what lint can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: environment-dev ## speed, against Grain's own pipeline in the same run: 15 minutes, 6 GB of disk
+bench: environment-dev ## speed, against Grain's own pipeline in the same run: 15 minutes, 8 GB of disk
 	$(BIN)/python benchmarks/bench.py $(if $(ONLY),--only "$(ONLY)")
 
 bench-quick: environment-dev ## the ratios alone, in under a minute; fails where one falls far below what is asked

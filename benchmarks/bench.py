@@ -92,7 +92,7 @@ def _run(measures: dict[str, Any], options: argparse.Namespace) -> None:
         print(show(goals({name: results["parts"][name]})), flush=True)
     picture.draw(results["parts"], options.output / "bench.png")
     print(f"\nAll goals, on {results['machine']['cores']} cores:\n{show(goals(results['parts']))}")
-    print(f"\nWritten to {path} and {options.output / 'bench.png'}; `make clean` removes them, and 6 GB of stores.")
+    print(f"\nWritten to {path} and {options.output / 'bench.png'}; `make clean` removes them, and 8 GB of stores.")
     if failed:
         sys.exit(f"Failed, see above: {', '.join(failed)}.")
 
