@@ -221,8 +221,8 @@ class _Shard:
         first = self._index.first_sequence
         if first is None:
             sizes = gather(self._index.sizes, documents)
-            # `_doubtful` relies on the longest one; what is below 0 is large without its sign.
-            if sizes.view(np.uint32).max(initial=0) > self._index.longest:
+            # Of many, `_doubtful` relies on the longest one; what is below 0 is large without its sign.
+            if len(sizes) >= _MANY and sizes.view(np.uint32).max() > self._index.longest:
                 self._refuse_overwritten(documents, sizes)
             return sizes.astype(np.int64)
         # Sequences of such stores lie end to end.
