@@ -304,7 +304,7 @@ def test_documents_of_several_shards_are_found_together_as_one_by_one(data, tmp_
 
     with pytest.MonkeyPatch.context() as patch:
         together = found()
-        patch.setattr(token_store, "_MANY", 0)
+        patch.setattr(token_store, "_MANY", 1)
         assert found() == together
 
 
