@@ -81,11 +81,16 @@ def _prepared(family: str) -> list[str]:
 
 def _files(stores: Path, documents: int) -> list[Path]:
     """What is read by any of them: our store and Megatron's, LitData's, Mosaic's."""
-    folders = [stores / f"{maker}-{documents}" for maker in ("litdata", "mosaic")]
+    folders = [_folder(stores, maker, documents) for maker in ("litdata", "mosaic")]
     return [
         corpus.store_path(stores, documents).with_suffix(".bin"),
         *(path for folder in folders for path in folder.rglob("*") if path.is_file()),
     ]
+
+
+def _folder(stores: Path, maker: str, documents: int) -> Path:
+    """Where so many documents lie in the format of a maker."""
+    return stores / f"{maker}-{documents}"
 
 
 def _alone(*asked: str) -> Any:
@@ -125,7 +130,7 @@ def lit_data(stores: Path, store: TokenStore) -> dict[str, Pipeline]:
     """Blocks of its `TokensLoader`: documents end to end, cut anywhere; neither segments nor positions nor targets."""
     import litdata  # noqa: PLC0415 - each process imports the one that it measures
 
-    folder = stores / f"litdata-{len(store)}"
+    folder = _folder(stores, "litdata", len(store))
     if not (folder / "index.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
         parts = np.array_split(np.arange(len(store)), 8)
@@ -219,7 +224,7 @@ def mosaic(stores: Path, store: TokenStore) -> dict[str, Pipeline]:
     from streaming import MDSWriter, StreamingDataLoader, StreamingDataset  # noqa: PLC0415
     from streaming.base.util import clean_stale_shared_memory  # noqa: PLC0415
 
-    folder = stores / f"mosaic-{len(store)}"
+    folder = _folder(stores, "mosaic", len(store))
     if not (folder / "index.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
         with MDSWriter(out=str(folder), columns={"tokens": f"ndarray:int32:{LENGTH + 1}"}) as writer:

@@ -116,7 +116,7 @@ class Builder:
 
 
 def _refuse_padding(rows: Mapping[str, Rows], step: int) -> None:
-    segments = np.asarray(rows["inputs_segmentation"])  # Rows that hold nothing at all fill up the very last batch.
+    segments = rows["inputs_segmentation"]  # Rows that hold nothing at all fill up the very last batch.
     short = int(np.count_nonzero((segments[:, -1] == 0) & (segments[:, 0] != 0)))
     if short:
         raise ValueError(

@@ -157,14 +157,8 @@ class BatchSharding:
         if self.played:
             (start, stop) = ranges[0]
             size, ranges = stop - start, ((0, stop - start),)
-        shardings = self.shardings
-        made = {}
-        for name, array in rows.items():
-            if ranges == ((0, size),):
-                made[name] = _of_whole(array, shardings[array.ndim])
-            else:
-                made[name] = _of_parts(array, size, ranges, shardings[array.ndim])
-        return made
+        make = _of_whole if ranges == ((0, size),) else partial(_of_parts, size=size, ranges=ranges)
+        return {name: make(array, sharding=self.shardings[array.ndim]) for name, array in rows.items()}
 
     def takes_filled(self, rows: int, length: int) -> bool:
         """Whether batches with so many rows for this process, of so many positions, are best filled as arrays at once.

@@ -260,7 +260,6 @@ class _Shard:
 
     def _begins(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """Place of each document's first token, checked: what reads there afterwards does not look at bounds."""
-        self.check()
         if self.short or self._index.first_sequence is not None:
             return _begins_plain([(self, documents)])[0]
         self._index.file.check()
@@ -297,7 +296,7 @@ class _Shard:
 
 
 def _begins_plain(parts: Sequence[tuple[_Shard, NDArray[np.int64]]]) -> list[NDArray[np.int64]]:
-    """Place of the first token of each document of some shards, each looked at: what `_Shard` returns and refuses."""
+    """What `_Shard._begins` returns and refuses, of the documents of some shards, each of them looked at."""
     for shard, _ in parts:
         shard.check()
     lengths = np.concatenate([shard.lengths_of(documents) for shard, documents in parts])
